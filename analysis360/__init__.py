@@ -1,0 +1,75 @@
+"""Study how large language models train, and why their loss spikes.
+
+The nouns:
+
+- a **Run** is a series of checkpoints, perhaps in branches: one that spiked, one restarted;
+- a **Plan** says what will be read, held and skipped before a byte is read, and then runs;
+- the **table** is what a plan measures: one row a tensor, checkpoint and state, one column a
+  statistic; a plain pandas frame;
+- a **loss** frame, a **spikes** frame, a **benchmarks** frame stand beside it;
+- a figure and a report are drawn from frames, and compute nothing.
+
+>>> import analysis360 as a360
+>>> a360.list_runs()["name"].tolist()[:1]
+['k2']
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+from analysis360._version import __version__
+
+if _TYPE_CHECKING:
+    from analysis360.benchmarks import join_benchmarks as join_benchmarks
+    from analysis360.benchmarks import read_benchmarks as read_benchmarks
+    from analysis360.branches import compare_branches as compare_branches
+    from analysis360.branches import rank_layers as rank_layers
+    from analysis360.branches import shares as shares
+    from analysis360.core import Checkpoint as Checkpoint
+    from analysis360.core import Label as Label
+    from analysis360.core import Run as Run
+    from analysis360.core import TensorInfo as TensorInfo
+    from analysis360.engine import Plan as Plan
+    from analysis360.engine import plan as plan
+    from analysis360.live import measure as measure
+    from analysis360.logs import read_loss as read_loss
+    from analysis360.plots import plot_benchmarks as plot_benchmarks
+    from analysis360.plots import plot_divergence as plot_divergence
+    from analysis360.plots import plot_layers as plot_layers
+    from analysis360.plots import plot_loss as plot_loss
+    from analysis360.plots import plot_moments as plot_moments
+    from analysis360.report import write_report as write_report
+    from analysis360.results import load_table as load_table
+    from analysis360.results import read_provenance as read_provenance
+    from analysis360.runs import list_runs as list_runs
+    from analysis360.runs import open_run as open_run
+    from analysis360.spikes import find_spikes as find_spikes
+    from analysis360.spikes import spike_gap as spike_gap
+    from analysis360.spikes import spike_score as spike_score
+
+# Where each public name lives: it is imported when it is first used, so that `import analysis360`
+# loads neither torch nor matplotlib, and a laptop that only draws needs neither at all.
+_HOME = {
+    "Checkpoint": "core", "Label": "core", "Run": "core", "TensorInfo": "core",
+    "open_run": "runs", "list_runs": "runs",
+    "Plan": "engine", "plan": "engine", "measure": "live",
+    "load_table": "results", "read_provenance": "results",
+    "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
+    "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
+    "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
+    "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",
+    "plot_moments": "plots", "plot_benchmarks": "plots",
+    "write_report": "report",
+}  # fmt: skip
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'analysis360' has no attribute {name!r}")
+    return getattr(_import_module(f"analysis360.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

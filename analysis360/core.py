@@ -1,0 +1,427 @@
+"""The nouns: Run, Checkpoint, TensorInfo, Part, Label. Frozen, and without input or output.
+
+A `Run` is a series of checkpoints, perhaps in several branches. A `Checkpoint` says where its files
+are. A `TensorInfo` says where in those files one logical tensor lies, as a list of `Part`, each a
+contiguous byte range. A `Label` says what the tensor is in the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis360.errors import CheckpointNotFound
+
+__all__ = [
+    "DTYPE_BYTES",
+    "Adam",
+    "Checkpoint",
+    "Event",
+    "Fork",
+    "Label",
+    "LearningRate",
+    "Part",
+    "Run",
+    "TensorInfo",
+]
+
+DTYPE_BYTES: Mapping[str, int] = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
+    "float8_e4m3fn": 1, "float8_e5m2": 1, "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "uint16": 2, "uint32": 4, "uint64": 8,
+}  # fmt: skip
+"""Bytes of one element of every dtype that a stored tensor may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a tensor is in the model.
+
+    Attributes
+    ----------
+    layer : int or None
+        Number of the transformer block, from 0; None for embeddings, final norm and head.
+    module : str
+        For example ``"attn.q"``, ``"mlp.down"``, ``"norm.attn"``, ``"embed"``, ``"head"``.
+    param : str
+        ``"weight"`` or ``"bias"``, or what the model calls it.
+    expert, head : int or None
+        Number of the expert or attention head, where a tensor belongs to one.
+    """
+
+    layer: int | None
+    module: str
+    param: str = "weight"
+    expert: int | None = None
+    head: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One contiguous byte range of a file, and where it lies in the logical tensor.
+
+    The place is either a *flat* range of elements in C order, or a *box* of one ``(start, stop)``
+    per dimension whose elements the bytes fill in C order: so a tensor-parallel column split, a
+    buffer cut in the middle of a row, and a strip of a fused matrix are all sayable.
+
+    Attributes
+    ----------
+    file : str
+        Path inside the checkpoint's store, with forward slashes.
+    offset, nbytes : int
+        Byte range in the file.
+    dtype : str
+        A key of `DTYPE_BYTES`.
+    flat : tuple of int, optional
+        ``(start, stop)`` in elements.
+    box : tuple of tuple of int, optional
+        ``(start, stop)`` for each dimension. Exactly one of `flat` and `box` is given.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    dtype: str
+    flat: tuple[int, int] | None = None
+    box: tuple[tuple[int, int], ...] | None = None
+
+    def rows(self, shape: tuple[int, ...], start: int, stop: int) -> Part | None:
+        """Cut to the rows ``start:stop`` of a tensor of `shape`; None if nothing is left.
+
+        A row is one index of the first dimension. The cut is still placed in the whole tensor.
+        """
+        size = DTYPE_BYTES[self.dtype]
+        if self.flat is not None:
+            width = math.prod(shape[1:])
+            low = max(self.flat[0], start * width)
+            high = min(self.flat[1], stop * width)
+            if low >= high:
+                return None
+            shift = (low - self.flat[0]) * size
+            return replace(
+                self, offset=self.offset + shift, nbytes=(high - low) * size, flat=(low, high)
+            )
+        assert self.box is not None
+        if not self.box:  # a scalar has one row
+            return self if start == 0 < stop else None
+        first, width = self.box[0], math.prod(b - a for a, b in self.box[1:])
+        low, high = max(first[0], start), min(first[1], stop)
+        if low >= high:
+            return None
+        return replace(
+            self,
+            offset=self.offset + (low - first[0]) * width * size,
+            nbytes=(high - low) * width * size,
+            box=((low, high), *self.box[1:]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One logical tensor of a checkpoint, and the bytes it is made of.
+
+    Attributes
+    ----------
+    name : str
+        Canonical parameter name, for example ``"model.layers.0.mlp.up_proj.weight"``.
+    key : str
+        Key under which it is stored.
+    state : str
+        ``"weight"``, ``"exp_avg"``, ``"exp_avg_sq"``, ``"master"`` or ``"step"``.
+    shape : tuple of int
+    dtype : str
+        A key of `DTYPE_BYTES`.
+    parts : tuple of Part
+        Byte ranges; together they cover every element once.
+    """
+
+    name: str
+    key: str
+    state: str
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Adam:
+    """Hyper-parameters of Adam or AdamW; None where the run does not tell.
+
+    `weight_decay` is that of the tensors with two or more dimensions; one-dimensional ones are
+    taken as not decayed, as in Megatron, GPT-NeoX and the demo.
+    """
+
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    lr: float | None = None
+
+    def filled(self, other: Adam | None) -> Adam:
+        """Take from `other` what is None here."""
+        if other is None:
+            return self
+        mine = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Adam(**{k: getattr(other, k) if v is None else v for k, v in mine.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRate:
+    """Linear warm-up from zero, then a cosine from `peak` to `final` at step `total`.
+
+    Training step ``s`` (the first is 1) runs at ``at(s)``.
+
+    Examples
+    --------
+    >>> k2 = LearningRate(peak=1.5e-4, final=1.5e-5, warmup=2000, total=338760)
+    >>> f"{k2.at(150560):.3e}", f"{k2.sum(150560 - 941, 150560):.3e}"
+    ('9.491e-05', '8.958e-02')
+    """
+
+    peak: float
+    final: float
+    warmup: int
+    total: int
+
+    def at(self, step: float) -> float:
+        """Learning rate in force at training step `step`."""
+        return float(self._values(np.asarray([step], dtype=np.float64))[0])
+
+    def sum(self, start: int, stop: int) -> float:
+        """Sum of the learning rate over the steps ``start + 1 … stop``."""
+        if stop < start:
+            return math.nan
+        return float(self._values(np.arange(start + 1, stop + 1, dtype=np.float64)).sum())
+
+    def _values(self, step: np.ndarray) -> np.ndarray:
+        rising = self.peak * step / max(self.warmup, 1)
+        done = np.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
+        falling = self.final + (self.peak - self.final) * 0.5 * (1.0 + np.cos(np.pi * done))
+        return np.where(step < self.warmup, rising, falling)
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """`branch` left `parent` after the checkpoint `number` of the parent."""
+
+    branch: str
+    parent: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in training and belongs on a figure."""
+
+    branch: str
+    step: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint of a run.
+
+    Attributes
+    ----------
+    run, branch : str
+    number : int or None
+        The run's own count (K2's 160), which is not the training step (150,560).
+    step, tokens : int or None
+        Optimizer steps and tokens seen; None where the run does not tell.
+    uri : str
+        Where the files are: a folder, a file, ``hf://owner/name``, ``memory://…``.
+    revision : str
+        Commit hash on the Hub; a fingerprint of names, sizes and times for a folder.
+    name : str
+        The branch, tag, folder or file it was found under, for example ``"spike_ckpt_160"``.
+    files : mapping of str to int
+        Path inside the checkpoint to size in bytes.
+    """
+
+    run: str
+    branch: str
+    number: int | None
+    step: int | None
+    tokens: int | None
+    uri: str
+    revision: str
+    name: str
+    files: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def order(self) -> int:
+        """What the checkpoints of a branch are sorted by: step if known, else number."""
+        known = self.step if self.step is not None else self.number
+        return -1 if known is None else known
+
+
+Selector = int | str | slice | Iterable[Any] | None
+
+
+def _chosen(value: object, wanted: Selector) -> bool:
+    """Whether `value` is selected; slices include both ends, as ``.loc`` does in pandas."""
+    if wanted is None:
+        return True
+    if isinstance(wanted, slice):
+        if value is None or pd.isna(value):  # type: ignore[call-overload]
+            return False
+        low = wanted.start is None or value >= wanted.start
+        high = wanted.stop is None or value <= wanted.stop
+        return bool(low and high)
+    if isinstance(wanted, (str, int)):
+        return value == wanted
+    return value in set(wanted)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A series of checkpoints, with what is known of how they were trained.
+
+    Made by `analysis360.open_run`; nothing here reads a file.
+
+    Attributes
+    ----------
+    name, title : str
+    home : str
+        Folder or repository that the run was opened from.
+    entries : tuple of Checkpoint
+    family : str or None
+        Table of parameter names to use; None chooses by trying.
+    adam : Adam or None
+    learning_rate : LearningRate or None
+    forks : tuple of Fork
+    events : tuple of Event
+    sources : mapping of str to tuple of str
+        Paths of logs and results, relative to `home`: ``loss``, ``heldout``, ``benchmarks``.
+    layers, modules : selections of tensors, see `select`
+    """
+
+    name: str
+    title: str
+    home: str
+    entries: tuple[Checkpoint, ...]
+    family: str | None = None
+    adam: Adam | None = None
+    learning_rate: LearningRate | None = None
+    forks: tuple[Fork, ...] = ()
+    events: tuple[Event, ...] = ()
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layers: Selector = None
+    modules: Selector = None
+
+    @property
+    def checkpoints(self) -> pd.DataFrame:
+        """One row per checkpoint: branch, number, step, tokens, name, files, bytes, revision."""
+        rows = [
+            {
+                "branch": c.branch, "number": c.number, "step": c.step, "tokens": c.tokens,
+                "name": c.name, "states": _states(c.files), "bytes": sum(c.files.values()),
+                "revision": c.revision[:12],
+            }
+            for c in self.entries
+        ]  # fmt: skip
+        columns = ["branch", "number", "step", "tokens", "name", "states", "bytes", "revision"]
+        frame = pd.DataFrame(rows, columns=columns)
+        return frame.astype({"number": "Int64", "step": "Int64", "tokens": "Int64"})
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in order of appearance."""
+        return tuple(dict.fromkeys(c.branch for c in self.entries))
+
+    def select(
+        self,
+        *,
+        branch: Selector = None,
+        number: Selector = None,
+        step: Selector = None,
+        layers: Selector = None,
+        modules: Selector = None,
+    ) -> Run:
+        """Keep some checkpoints, layers or modules.
+
+        Parameters
+        ----------
+        branch, number, step, layers, modules : scalar, slice or iterable, optional
+            What to keep. Slices include both ends. `modules` are names as in `Label.module`;
+            ``"attn"`` keeps ``"attn.q"`` and so on. Tensors outside the blocks have no layer and
+            are left out when `layers` is given.
+
+        Returns
+        -------
+        Run
+
+        Raises
+        ------
+        CheckpointNotFound
+            If no checkpoint is left.
+        """
+        kept = tuple(
+            c for c in self.entries
+            if _chosen(c.branch, branch) and _chosen(c.number, number) and _chosen(c.step, step)
+        )  # fmt: skip
+        if not kept:
+            asked = {"branch": branch, "number": number, "step": step}
+            named = ", ".join(f"{k}={v!r}" for k, v in asked.items() if v is not None)
+            raise CheckpointNotFound(
+                f"{self.name}: no checkpoint with {named}; there are {self._summary()}"
+            )
+        frozen = _freeze(layers, self.layers), _freeze(modules, self.modules)
+        return replace(self, entries=kept, layers=frozen[0], modules=frozen[1])
+
+    def keeps(self, label: Label) -> bool:
+        """Whether a tensor of this label is in the selection of layers and modules."""
+        if not _chosen(label.layer, self.layers):
+            return False
+        wanted = self.modules
+        if wanted is None:
+            return True
+        names = [wanted] if isinstance(wanted, str) else list(wanted)  # type: ignore[arg-type]
+        return any(label.module == n or label.module.startswith(f"{n}.") for n in names)
+
+    def _summary(self) -> str:
+        said = []
+        for branch in self.branches:
+            mine = [c for c in self.entries if c.branch == branch]
+            said.append(f"{branch or '(unnamed)'}: {mine[0].name} … {mine[-1].name} ({len(mine)})")
+        return "; ".join(said)
+
+    def __repr__(self) -> str:
+        total = sum(sum(c.files.values()) for c in self.entries)
+        return f"Run {self.name!r} at {self.home}: {self._summary()}; {total / 1e9:,.3g} GB"
+
+
+def _freeze(new: Selector, old: Selector) -> Selector:
+    if new is None:
+        return old
+    if isinstance(new, (str, int, slice)):
+        return new
+    return tuple(new)
+
+
+def _states(files: Mapping[str, int]) -> str:
+    """What a listing of names promises: exact states are known once headers are read."""
+    names = [path.rsplit("/", 1)[-1].lower() for path in files]
+    optimizer = any("optim" in n for n in names)
+    model = any(
+        n.endswith((".safetensors", ".bin", ".pt", ".pth")) and "optim" not in n for n in names
+    )
+    return "+".join(s for s, there in (("weights", model), ("optimizer", optimizer)) if there)

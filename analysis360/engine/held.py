@@ -1,0 +1,130 @@
+"""Tensors of one job while they are needed: views into buffers, freed at their last use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from analysis360.core import DTYPE_BYTES, Part
+from analysis360.engine.plan import Plan
+from analysis360.engine.schedule import Job, Read
+from analysis360.engine.stream import Buffers
+from analysis360.errors import FormatError
+from analysis360.stats import STORED
+
+__all__ = ["Held"]
+
+Place = tuple[int, str, str]  # checkpoint, name, state
+
+
+class Held:
+    """Rows of a job's tensors, one-dimensional, in their stored dtype, on the plan's device.
+
+    Parameters
+    ----------
+    plan : Plan
+    job : Job
+    until : mapping of (checkpoint, state) to int
+        Last checkpoint position at which a state is used.
+    buffers : Buffers
+        Where buffers go back to.
+    """
+
+    def __init__(
+        self, plan: Plan, job: Job, until: Mapping[tuple[int, str], int], buffers: Buffers
+    ) -> None:
+        self.plan = plan
+        self.until = until
+        self.spans = job.spans
+        self._buffers = buffers
+        self._tensors: dict[Place, torch.Tensor] = {}
+        self._parts: dict[Place, list[tuple[Part, torch.Tensor]]] = {}
+        self._users: dict[int, tuple[torch.Tensor, set[Place]]] = {}
+        self._steps: dict[tuple[int, str], float] = {}
+
+    def add(self, read: Read, buffer: torch.Tensor) -> None:
+        """Take a filled buffer; its pieces become available with `complete`."""
+        users: set[Place] = set()
+        for piece in read.pieces:
+            start = piece.part.offset - read.offset
+            raw = buffer[start : start + piece.part.nbytes]
+            place = (read.checkpoint, piece.name, piece.state)
+            self._parts.setdefault(place, []).append((piece.part, _as_dtype(raw, piece.part.dtype)))
+            users.add(place)
+        self._users[id(buffer)] = (buffer, users)
+
+    def complete(self, position: int) -> None:
+        """Make whole tensors of the parts of a checkpoint."""
+        device = torch.device(self.plan.device)
+        for place in [p for p in self._parts if p[0] == position]:
+            parts = self._parts.pop(place)
+            if place[2] == "step":
+                self._steps[place[0], place[1]] = float(parts[0][1].reshape(-1)[0])
+                self._forget(place)
+                continue
+            tensor = parts[0][1] if len(parts) == 1 else self._assemble(place, parts)
+            moved = tensor.to(device)
+            self._tensors[place] = moved
+            if moved is not tensor or len(parts) > 1:
+                self._forget(place)
+
+    def _assemble(self, place: Place, parts: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
+        """Put parts where they belong; what no part covers is an error, not zeros."""
+        info = self.plan.tensors[place[0]][place[1], place[2]]
+        start, stop = self.spans[place[1]]
+        width = math.prod(info.shape[1:])
+        whole = torch.empty((stop - start) * width, dtype=parts[0][1].dtype)
+        shaped = whole.view(stop - start, *info.shape[1:])
+        filled = 0
+        for part, values in parts:
+            if part.flat is not None:
+                whole[part.flat[0] - start * width : part.flat[1] - start * width] = values
+            elif part.box:
+                rows, *others = part.box
+                at = (slice(rows[0] - start, rows[1] - start), *(slice(*side) for side in others))
+                shaped[at] = values.view(shaped[at].shape)
+            filled += values.numel()
+        if filled != whole.numel():
+            raise FormatError(
+                f"{self.plan.checkpoints[place[0]].name}: {info.key}: parts hold {filled} of the "
+                f"{whole.numel()} elements of rows {start}:{stop}"
+            )
+        return whole
+
+    def get(self, position: int, name: str, state: str) -> torch.Tensor | None:
+        """Rows of a tensor, flat; None if the checkpoint does not store it."""
+        return self._tensors.get((position, name, state))
+
+    def step(self, position: int, name: str) -> float | None:
+        """Optimizer step stored for a parameter, if any."""
+        return self._steps.get((position, name))
+
+    def dtype(self, position: int, name: str) -> str:
+        """Dtype in which the parameter is stored."""
+        mine = self.plan.tensors[position]
+        return next((mine[name, s].dtype for s in STORED if (name, s) in mine), "")
+
+    def release(self, position: int) -> None:
+        """Free what nothing after this checkpoint needs."""
+        for place in list(self._tensors):
+            if self.until.get((place[0], place[2]), place[0]) <= position:
+                del self._tensors[place]
+                self._forget(place)
+
+    def _forget(self, place: Place) -> None:
+        for key, (buffer, users) in list(self._users.items()):
+            users.discard(place)
+            if not users:
+                del self._users[key]
+                self._buffers.give(buffer)
+
+
+def _as_dtype(raw: torch.Tensor, dtype: str) -> torch.Tensor:
+    """View bytes as elements; a range that the file does not align is copied."""
+    if raw.storage_offset() % DTYPE_BYTES[dtype]:
+        raw = raw.clone()
+    kind = getattr(torch, dtype)
+    assert isinstance(kind, torch.dtype)
+    return raw.view(kind)

@@ -1,0 +1,422 @@
+"""Make a plan: read headers, name tensors, pair checkpoints, cut jobs, count bytes and memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from analysis360.core import DTYPE_BYTES, Adam, Checkpoint, Label, Run, TensorInfo
+from analysis360.engine import schedule
+from analysis360.engine.plan import Plan
+from analysis360.engine.schedule import Job, Read
+from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
+from analysis360.formats import Index, index_checkpoint
+from analysis360.names import label
+from analysis360.stats import DEFAULT, STORED, statistics
+from analysis360.stats import states as derived
+from analysis360.stats.base import Whole
+from analysis360.storage import Store, open_store
+from analysis360.storage.local import LocalStore
+from analysis360.table import AGAINST
+
+__all__ = ["nbytes", "plan", "workers"]
+
+SCRATCH = 32 * 10**6
+"""Bytes for the tiles of one worker and its share of results not yet written (measured, with a
+margin)."""
+
+PER_TENSOR = 2_000
+"""Bytes that the plan itself takes for one tensor of one checkpoint (measured, with a margin)."""
+
+FLOATING = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+INDEX_THREADS = 8
+"""Headers are small and wait for the network: read those of several checkpoints at once."""
+
+Steps = Sequence[tuple[int, Sequence[Read]]]
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def nbytes(memory: int | str) -> int:
+    """Read a size such as ``"16 GB"`` (decimal) or ``"1 GiB"``.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If it is no size.
+
+    Examples
+    --------
+    >>> nbytes("1.5 GB"), nbytes("1 GiB"), nbytes(10)
+    (1500000000, 1073741824, 10)
+    """
+    if isinstance(memory, int):
+        return memory
+    text = memory.strip().lower()
+    digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
+    try:
+        return int(float(digits) * _UNITS[text[len(digits) :]])
+    except (KeyError, ValueError):
+        raise MemoryBudgetError(f"memory={memory!r} is not a size such as '16 GB'") from None
+
+
+def workers() -> int:
+    """Threads that measure: one a core that this process may use, four at most."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(4, usable or 1))
+
+
+def plan(
+    run: Run,
+    statistics: Sequence[str] | None = None,
+    *,
+    states: Sequence[str] = ("weight",),
+    against: Sequence[str] = ("previous",),
+    memory: int | str = "4 GB",
+    device: str = "cpu",
+) -> Plan:
+    """Plan what to read and measure; only headers are read.
+
+    Parameters
+    ----------
+    run : Run
+        With its selection of checkpoints, layers and modules.
+    statistics : sequence of str, optional
+        Names of registered statistics; by default all that one pass over the bytes gives, which
+        leaves out spectra. Those over Adam's moments are skipped where none are stored.
+    states : sequence of str
+        Stored (``weight``, ``exp_avg``, ``exp_avg_sq``, ``master``) or derived (``update``) states
+        to which the statistics of one tensor are applied.
+    against : sequence of {"previous", "partner", "ancestor"}
+        Checkpoints to compare with: the preceding selected one of the branch, the other branch at
+        the same tokens, the fork point.
+    memory : int or str
+        Private host memory above what the process holds already, in bytes or as ``"16 GB"``.
+    device : str
+        ``"cpu"`` or a CUDA device.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    StatisticError
+        If a statistic, state or role is unknown.
+    MemoryBudgetError
+        If the budget is too small; the message names what does not fit.
+    FormatError, StorageError
+        If a checkpoint cannot be read.
+
+    Examples
+    --------
+    >>> import analysis360 as a360, torch
+    >>> run = a360.open_run({"w": torch.ones(4, 4)})
+    >>> a360.plan(run, ["rms"], against=[]).nbytes
+    64
+    """
+    wanted = _checked(statistics, states, against)
+    entries = _ordered(run)
+    indices, opened = _indices(entries)
+    skipped = [
+        (f"{c.name}: {key}", why) for c, i in zip(entries, indices) for key, why in i.skipped
+    ]
+    tensors, labels = _selected(run, entries, indices, skipped)
+    adam = tuple(_adam(run, c, i) for c, i in zip(entries, indices))
+    references = _references(run, entries, against, skipped)
+    kept = _usable(wanted, run, entries, tensors, adam, references, against, skipped)
+    lr = run.learning_rate
+    sums = {
+        (c, role): lr.sum(min(a, b), max(a, b))
+        if lr and a is not None and b is not None
+        else math.nan
+        for (c, role), r in references.items()
+        for a, b in [(entries[r].step, entries[c].step)]
+    }
+    made = Plan(
+        name=run.name, checkpoints=tuple(entries), tensors=tensors, labels=labels, adam=adam,
+        references=references, lr_sums=sums, statistics=kept, states=tuple(states),
+        against=tuple(against), jobs=(), skipped=tuple(_counted(skipped)),
+        probes=tuple((c, *probe) for c, index in enumerate(indices) for probe in index.probes),
+        memory=nbytes(memory), device=device, opened=opened,
+    )  # fmt: skip
+    return _budgeted(_with_jobs(made))
+
+
+def _checked(
+    wanted: Sequence[str] | None, states: Sequence[str], against: Sequence[str]
+) -> tuple[str, ...]:
+    for text in (wanted, states, against):
+        if isinstance(text, str):
+            raise StatisticError(f"{text!r} is one name; give a list: [{text!r}]")
+    for state in states:
+        if state not in STORED:
+            derived[state]
+    for role in against:
+        if role not in AGAINST:
+            raise StatisticError(f"unknown against {role!r}; allowed: {', '.join(AGAINST)}")
+    names = tuple(dict.fromkeys(DEFAULT if wanted is None else wanted))
+    for name in names:
+        if any(m.pair for m in statistics[name].measures) and not against and wanted is not None:
+            raise StatisticError(f"{name!r} compares checkpoints: say against=, one of {AGAINST}")
+    if not against:
+        names = tuple(n for n in names if not any(m.pair for m in statistics[n].measures))
+    return names
+
+
+def _ordered(run: Run) -> list[Checkpoint]:
+    """By tokens (or step), parents before the branches that left them."""
+    depth = {f.branch: 1 for f in run.forks}
+    return sorted(run.entries, key=lambda c: (c.order, depth.get(c.branch, 0), c.branch, c.name))
+
+
+def _indices(entries: Sequence[Checkpoint]) -> tuple[list[Index], dict[int, Store]]:
+    """Headers of every checkpoint, and the stores that cost requests to open.
+
+    Those are kept for the run; a folder is opened again then, so that files changed in between are
+    noticed.
+    """
+
+    def one(checkpoint: Checkpoint) -> tuple[Index, Store]:
+        try:
+            store = open_store(checkpoint.uri, checkpoint.revision, files=checkpoint.files)
+            return index_checkpoint(store), store
+        except (FormatError, StorageError) as error:
+            raise type(error)(f"checkpoint {checkpoint.name}: {error}") from error
+
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        found = list(pool.map(one, entries))
+    opened = {c: s for c, (_, s) in enumerate(found) if not isinstance(s, LocalStore)}
+    for _, store in found:
+        store.close()
+    return [index for index, _ in found], opened
+
+
+def _selected(
+    run: Run,
+    entries: Sequence[Checkpoint],
+    indices: Sequence[Index],
+    skipped: list[tuple[str, str]],
+) -> tuple[tuple[dict[tuple[str, str], TensorInfo], ...], dict[str, Label]]:
+    """Tensors of the selection; names get their labels, other shapes and dtypes are left out."""
+    labels = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    kept: list[dict[tuple[str, str], TensorInfo]] = []
+    refused: list[set[str]] = []
+    for checkpoint, index in zip(entries, indices):
+        there = {tensor.name for tensor in index.tensors}
+        mine: dict[tuple[str, str], TensorInfo] = {}
+        for tensor in index.tensors:
+            if tensor.name not in labels:
+                labels[tensor.name] = label(tensor.name, run.family)
+            where = f"{checkpoint.name}: {tensor.key}"
+            if not run.keeps(labels[tensor.name]):
+                continue
+            if tensor.state != "step" and tensor.dtype not in FLOATING:
+                skipped.append((where, f"dtype {tensor.dtype} is not floating point"))
+            elif tensor.numel == 0:
+                skipped.append((where, "it has no elements"))
+            elif tensor.state == "step":
+                mine[tensor.name, "step"] = tensor
+            elif shapes.setdefault(tensor.name, tensor.shape) != tensor.shape:
+                was = list(shapes[tensor.name])
+                skipped.append((where, f"its shape is {list(tensor.shape)}, elsewhere {was}"))
+            else:
+                mine[tensor.name, tensor.state] = tensor
+        kept.append(mine)
+        refused.append(there - {name for name, _ in mine})
+    names = {name for mine in kept for name, _ in mine}
+    for checkpoint, mine, known in zip(entries, kept, refused):
+        for name in sorted(names - known - {name for name, _ in mine}):
+            skipped.append((f"{checkpoint.name}: {name}", "this checkpoint has no such tensor"))
+    return tuple(kept), {name: labels[name] for name in labels if name in names}
+
+
+def _adam(run: Run, checkpoint: Checkpoint, index: Index) -> Adam:
+    """What the checkpoint holds, else what the run says; the learning rate is that of its step."""
+    known = (index.adam or Adam()).filled(run.adam)
+    step = checkpoint.step if checkpoint.step is not None else index.step
+    if known.lr is None and run.learning_rate is not None and step is not None:
+        known = replace(known, lr=run.learning_rate.at(step))
+    return known
+
+
+def _references(
+    run: Run,
+    entries: Sequence[Checkpoint],
+    against: Sequence[str],
+    skipped: list[tuple[str, str]],
+) -> dict[tuple[int, str], int]:
+    found: dict[tuple[int, str], int] = {}
+    lookups = {"previous": _previous, "partner": _partner, "ancestor": _ancestor}
+    for role in against:
+        for position, checkpoint in enumerate(entries):
+            reference, why = lookups[role](run, entries, position)
+            if reference is not None:
+                found[position, role] = reference
+            elif why:
+                skipped.append((f"{checkpoint.name} against {role}", why))
+    return found
+
+
+def _previous(run: Run, entries: Sequence[Checkpoint], position: int) -> tuple[int | None, str]:
+    mine = entries[position]
+    before = [i for i in range(position) if entries[i].branch == mine.branch]
+    return (before[-1], "") if before else (None, "it is the first selected one of its branch")
+
+
+def _partner(run: Run, entries: Sequence[Checkpoint], position: int) -> tuple[int | None, str]:
+    mine = entries[position]
+    parents = [f.parent for f in run.forks if f.branch == mine.branch]
+    if not parents:
+        return None, ""
+    for i, other in enumerate(entries):
+        same = other.tokens == mine.tokens if mine.tokens is not None else other.order == mine.order
+        if other.branch == parents[0] and same:
+            return i, ""
+    return None, f"branch {parents[0]!r} has no selected checkpoint at the same tokens"
+
+
+def _ancestor(run: Run, entries: Sequence[Checkpoint], position: int) -> tuple[int | None, str]:
+    """The latest fork that this checkpoint comes after, on its own branch or leaving it."""
+    mine = entries[position]
+    forks = [f for f in run.forks if mine.branch in (f.branch, f.parent)]
+    if mine.number is not None:
+        forks = [f for f in forks if mine.branch == f.branch or f.number < mine.number]
+    places = [_fork_point(entries, f.parent, f.branch, f.number) for f in forks]
+    there = [i for i in places if i is not None and i != position and entries[i].order < mine.order]
+    if there:
+        return max(there, key=lambda i: entries[i].order), ""
+    if any(i == position for i in places) or not forks:
+        return None, ""
+    numbers = ", ".join(str(f.number) for f in forks)
+    return None, f"the fork point (checkpoint {numbers}) is not selected or not available"
+
+
+def _fork_point(entries: Sequence[Checkpoint], parent: str, branch: str, number: int) -> int | None:
+    """Published under either branch's name, as K2's spike repositories do."""
+    for name in (parent, branch):
+        for i, c in enumerate(entries):
+            if c.branch == name and c.number == number:
+                return i
+    return None
+
+
+def _usable(
+    wanted: Sequence[str],
+    run: Run,
+    entries: Sequence[Checkpoint],
+    tensors: Sequence[Mapping[tuple[str, str], TensorInfo]],
+    adam: Sequence[Adam],
+    references: Mapping[tuple[int, str], int],
+    against: Sequence[str],
+    skipped: list[tuple[str, str]],
+) -> tuple[str, ...]:
+    """Statistics that at least one checkpoint has the inputs for; the others are named."""
+    stored = [{state for _, state in mine} for mine in tensors]
+    kept = []
+    for name in wanted:
+        measures = statistics[name].measures
+        states = {s for m in measures for s in m.named_states}
+        scalars = {s for m in measures for s in m.inputs if s in Adam.__dataclass_fields__}
+        lacking = [s for s in sorted(states) if not any(s in mine for mine in stored)]
+        unknown = [s for s in sorted(scalars) if all(getattr(a, s) is None for a in adam)]
+        if lacking:
+            skipped.append((name, f"no {' or '.join(lacking)} in any selected checkpoint"))
+        elif unknown:
+            skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
+        elif any(m.pair for m in measures) and not references:
+            skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
+        else:
+            kept.append(name)
+            for checkpoint, mine in zip(entries, stored):
+                gone = sorted(states - mine)
+                if gone:
+                    skipped.append((f"{checkpoint.name}: {name}", f"no {' or '.join(gone)} in it"))
+    return tuple(kept)
+
+
+def _counted(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Say a reason once, with how often it holds and the first few of what it is about."""
+    grouped: dict[str, list[str]] = {}
+    for what, why in skipped:
+        grouped.setdefault(why, []).append(what)
+    said = []
+    for why, whats in grouped.items():
+        more = f" and {len(whats) - 3} more" if len(whats) > 3 else ""
+        said.append((", ".join(whats[:3]) + more, why))
+    return said
+
+
+def _with_jobs(made: Plan) -> Plan:
+    need = set(made.stored_states(made.measures)) - {"step"}
+    order: dict[str, tuple[int, ...]] = {}
+    for mine in made.tensors:  # in file order of the first checkpoint that has them
+        there = [t for (_, state), t in mine.items() if state in need]
+        for tensor in sorted(there, key=lambda t: (t.parts[0].file, t.parts[0].offset)):
+            order.setdefault(tensor.name, tensor.shape)
+    spectra = [m for m in made.measures if isinstance(m, Whole)]
+    whole = {n for n, shape in order.items() if any(m.ndim == len(shape) for m in spectra)}
+    base = made.run_key()
+    jobs = []
+    for cut in schedule.group(order, whole):
+        said = json.dumps([base, [[b.name, b.start, b.stop] for b in cut]])
+        jobs.append(Job(hashlib.sha256(said.encode()).hexdigest()[:24], cut))
+    return replace(made, jobs=tuple(jobs))
+
+
+def _budgeted(made: Plan) -> Plan:
+    """Count requests, bytes and the peak; refuse a budget that is too small."""
+    fixed = SCRATCH * workers() + PER_TENSOR * sum(len(mine) for mine in made.tensors)
+    most, which, read, requests = 0, "nothing", 0, 0
+    for job in made.jobs:
+        steps = made.steps(job, made.measures)
+        requests += sum(len(reads) for _, reads in steps)
+        read += sum(r.nbytes for _, reads in steps for r in reads)
+        size = schedule.peak(steps, made.held_until(job, made.measures))
+        size += _assembled(made, job, steps) + _workspace(made, job, steps)
+        if size > most:
+            names = list(job.spans)
+            most, which = size, names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    if fixed + most > made.memory:
+        spectra = any(isinstance(m, Whole) for m in made.measures)
+        raise MemoryBudgetError(
+            f"memory={made.memory / 1e9:.3g} GB is too small: {which} needs {most / 1e9:.3g} GB in "
+            f"{len(made.checkpoints)} checkpoints, and {fixed / 1e9:.3g} GB are needed besides; "
+            f"give {math.ceil((fixed + most) / 1e7) / 100:.2f} GB or more"
+            + (", or leave out spectra, which hold whole matrices" if spectra else "")
+        )
+    totals = {"nbytes": read, "requests": requests, "fixed": fixed}
+    return replace(made, peak_nbytes=fixed + most, totals=totals)
+
+
+def _assembled(made: Plan, job: Job, steps: Steps) -> int:
+    """Bytes of tensors that lie in several parts and are put together in a buffer of their own."""
+    sizes = [
+        math.prod(t.shape[1:]) * (block.stop - block.start) * DTYPE_BYTES[t.dtype]
+        for position, _ in steps
+        for block in job.blocks
+        for state in made.stored_states(made.measures)
+        if (t := made.tensors[position].get((block.name, state))) is not None and len(t.parts) > 1
+    ]
+    return sum(sizes)
+
+
+def _workspace(made: Plan, job: Job, steps: Steps) -> int:
+    """Largest workspace of a whole-matrix step; two workers may be in one at once."""
+    spectra = [m for m in made.measures if isinstance(m, Whole)]
+    if not spectra:
+        return 0
+    shapes = {t.name: t.shape for c, _ in steps for t in made.tensors[c].values()
+              if t.name in {b.name for b in job.blocks}}  # fmt: skip
+    sizes = [m.workspace(s) for m in spectra for s in shapes.values() if len(s) == m.ndim]
+    return sum(sorted(sizes)[-2:])

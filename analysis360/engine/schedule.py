@@ -1,0 +1,181 @@
+"""Who is read when, and held how long: blocks, jobs, reads and lifetimes. Pure arithmetic.
+
+A *block* is a range of rows of one tensor; its bounds depend on the shape alone, so that results do
+not change with budget, device, file layout or workers. A *job* is one big block, or several small
+tensors, taken through all checkpoints: what was read as "current" stays while it serves as the
+previous checkpoint, the other branch's partner or the ancestor, and goes at its last use. So every
+stored byte is read once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from analysis360.core import Part
+
+__all__ = ["Block", "Job", "Piece", "Read", "blocks", "group", "last_uses", "merge_reads", "peak"]
+
+BLOCK = 1 << 23
+"""Elements of a block at most (16 MiB in bfloat16), unless one row is longer."""
+
+GAP = 1 << 16
+"""Bytes between two ranges up to which one request for both is cheaper than two."""
+
+MAX_READ = 1 << 26
+"""Bytes of one request at most, unless one block needs more."""
+
+ALIGN = 64
+"""Buffers are rounded up to this, and views into them stay aligned as the file has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows `start:stop` of the tensor `name`; `index` counts the blocks of the tensor."""
+
+    name: str
+    index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is taken through the checkpoints together; all blocks of a tensor that is held whole."""
+
+    key: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Rows of each tensor: its blocks in a job follow each other."""
+        found: dict[str, tuple[int, int]] = {}
+        for block in self.blocks:
+            start, _ = found.get(block.name, (block.start, 0))
+            found[block.name] = (start, block.stop)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor inside one read."""
+
+    name: str
+    state: str
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One request: a byte range of a file of one checkpoint, and the pieces that lie in it."""
+
+    checkpoint: int
+    file: str
+    offset: int
+    nbytes: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def held(self) -> int:
+        """Bytes of the buffer it needs."""
+        return -(-self.nbytes // ALIGN) * ALIGN
+
+
+def blocks(name: str, shape: Sequence[int]) -> tuple[Block, ...]:
+    """Cut a tensor into row ranges of at most `BLOCK` elements.
+
+    Examples
+    --------
+    >>> [(b.start, b.stop) for b in blocks("w", (20000, 1024))]
+    [(0, 8192), (8192, 16384), (16384, 20000)]
+    >>> [(b.start, b.stop) for b in blocks("scale", ())]
+    [(0, 1)]
+    """
+    rows = shape[0] if shape else 1
+    width = math.prod(shape[1:])
+    step = max(1, BLOCK // max(width, 1))
+    cuts = range(0, rows, step)
+    return tuple(Block(name, i, at, min(at + step, rows)) for i, at in enumerate(cuts))
+
+
+def group(order: Mapping[str, Sequence[int]], whole: Collection[str]) -> list[tuple[Block, ...]]:
+    """Put blocks into jobs: tensors held whole and big blocks alone, small tensors together.
+
+    Parameters
+    ----------
+    order : mapping of str to shape
+        Tensors in the order in which their files hold them.
+    whole : collection of str
+        Tensors of which all blocks must be held at once.
+    """
+    jobs: list[tuple[Block, ...]] = []
+    small: list[Block] = []
+    filled = 0
+    for name, shape in order.items():
+        numel, cut = math.prod(shape), blocks(name, shape)
+        if numel >= BLOCK // 2:
+            jobs += [cut] if name in whole else [(block,) for block in cut]
+            continue
+        if filled + numel > BLOCK:
+            jobs.append(tuple(small))
+            small, filled = [], 0
+        small += cut
+        filled += numel
+    return [*jobs, tuple(small)] if small else jobs
+
+
+def merge_reads(checkpoint: int, pieces: Iterable[Piece]) -> list[Read]:
+    """Merge the pieces of one checkpoint into requests, in file order."""
+    ordered = sorted(pieces, key=lambda p: (p.part.file, p.part.offset, p.name, p.state))
+    reads: list[Read] = []
+    for piece in ordered:
+        file, offset, stop = (
+            piece.part.file,
+            piece.part.offset,
+            piece.part.offset + piece.part.nbytes,
+        )
+        last = reads[-1] if reads else None
+        if last is not None and last.file == file:
+            end = last.offset + last.nbytes
+            joined = max(end, stop) - last.offset
+            if offset - end <= GAP and joined <= MAX_READ:
+                reads[-1] = Read(checkpoint, file, last.offset, joined, (*last.pieces, piece))
+                continue
+        reads.append(Read(checkpoint, file, offset, stop - offset, (piece,)))
+    return reads
+
+
+def last_uses(
+    count: int, references: Mapping[tuple[int, str], int], present: Iterable[int]
+) -> dict[int, int]:
+    """Position up to which each checkpoint's tensors are held, from who refers to whom."""
+    there = set(present)
+    last = {c: c for c in range(count)}
+    for (current, _), reference in references.items():
+        if current in there:
+            last[reference] = max(last[reference], current)
+    return last
+
+
+def peak(
+    steps: Sequence[tuple[int, Sequence[Read]]], held_until: Mapping[tuple[int, str], int]
+) -> int:
+    """Largest number of buffer bytes that a job holds at once.
+
+    Parameters
+    ----------
+    steps : sequence of (checkpoint, reads)
+        In the order in which they are taken.
+    held_until : mapping of (checkpoint, state) to int
+        Last checkpoint position at which a state of a checkpoint is used.
+    """
+    live: list[tuple[int, int]] = []
+    most = 0
+    for position, reads in steps:
+        for read in reads:
+            until = max(held_until.get((read.checkpoint, p.state), position) for p in read.pieces)
+            live.append((until, read.held))
+        most = max(most, sum(size for _, size in live))
+        live = [entry for entry in live if entry[0] > position]
+    return most

@@ -1,0 +1,271 @@
+"""Files of ``torch.save``: a zip file with one pickle and one record per storage.
+
+Read are the zip's directory and the pickle, by ranges and without running anything; storages are
+stored uncompressed, so a contiguous tensor is one byte range of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis360.core import DTYPE_BYTES, Part, TensorInfo
+from analysis360.errors import FormatError
+from analysis360.formats.base import Format, HeaderReader, Index, formats
+from analysis360.formats.inert import StoredTensor
+from analysis360.formats.optimizer import Order, read_optimizer
+from analysis360.formats.sharded import base_name, check_shard, own_files, shards_of
+from analysis360.formats.unpickle import unpickle
+from analysis360.formats.zip import ZipFile
+from analysis360.storage.base import Store
+from analysis360.storage.memory import are_tied
+
+__all__ = ["TorchZipFormat"]
+
+_ENDS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".bin.index.json")
+_NOT_TENSORS = ("training_args", "scheduler", "rng_state", "random_states", "tokenizer", "scaler")
+_PICKLE_LIMIT = 256_000_000  # bytes; 100,000 tensors take about 20 MB
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6 starts with this number
+_WEIGHTS = (
+    "model", "state_dict", "model_state_dict", "module", "model_state", "weights", "net",
+    "model_states",
+)  # fmt: skip
+_OPTIMIZER = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
+_STEPS = ("global_step", "step", "iteration", "iter", "global_steps", "iteration_number")
+
+
+class TorchZipFormat(Format):
+    """Weights and optimizer states in ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` and ``.tar`` files.
+
+    Weights are looked for at the top of the file and under the usual keys (``model``,
+    ``state_dict`` …), single or sharded with a ``*.bin.index.json``. The optimizer's state is
+    given the names of the weights of the same file, by order, with every shape checked. Views that
+    are not contiguous are left out, with the reason.
+    """
+
+    name = "torch"
+
+    def matches(self, files: Mapping[str, int]) -> bool:
+        """Whether there is a file that may be one of torch's."""
+        return bool(_candidates(files))
+
+    def index(self, store: Store) -> Index:
+        """List the tensors of all files.
+
+        Raises
+        ------
+        FormatError
+            If a file is damaged, or none of the files holds tensors and no other format is there.
+        """
+        reader = HeaderReader(store)
+        own = _candidates(reader.files)
+        shards = shards_of(reader, (p for p in own if p.endswith(".json")))
+        paths = sorted({*shards, *(p for p in own if not p.endswith(".json"))})
+        found = _Found(reader)
+        for path in paths:
+            file = _open(reader, path, found)
+            if file is not None:
+                for index, keys in shards.get(path, {}).items():
+                    check_shard(store.uri, index, path, set(file.weights), keys)
+                found.add(file)
+        if not found.tensors and not _has_safetensors(reader.files):
+            why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
+            raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
+        return found.index()
+
+
+formats.add("torch", TorchZipFormat())
+
+
+def _candidates(files: Mapping[str, int]) -> list[str]:
+    own = [p for p in own_files(files, _ENDS) if not base_name(p).startswith(_NOT_TENSORS)]
+    if _has_safetensors(files):  # many repositories hold the same weights in both formats
+        own = [p for p in own if not base_name(p).startswith("pytorch_model")]
+    return own
+
+
+def _has_safetensors(files: Mapping[str, int]) -> bool:
+    return any(
+        p.endswith(".safetensors") and not base_name(p).startswith("optim")
+        for p in own_files(files, (".safetensors",))
+    )
+
+
+@dataclass
+class TorchFile:
+    """What the pickle of one file says."""
+
+    path: str
+    zip: ZipFile
+    root: Any
+    weights: dict[str, Any]
+    is_optimizer: bool
+
+
+def _open(reader: HeaderReader, path: str, found: _Found) -> TorchFile | None:
+    """Read one file's pickle; None with a reason noted if it isn't a torch zip file."""
+    where = f"{reader.store.uri}: {path}"
+    try:
+        file = ZipFile(reader, path)
+    except FormatError:
+        start = reader.read(path, 0, min(len(_LEGACY), reader.files[path]))
+        if start[:2] == b"PK":  # a zip file that is damaged
+            raise
+        legacy = start == _LEGACY
+        why = "torch legacy format isn't read yet" if legacy else "not a torch zip file"
+        found.skipped.append((path, why))
+        return None
+    file.prefetch(("data.pkl", "byteorder"), _PICKLE_LIMIT)
+    root = unpickle(file.content("data.pkl", _PICKLE_LIMIT), f"{where}: data.pkl")
+    if "byteorder" in file.records and file.content("byteorder", 16) != b"little":
+        raise FormatError(f"{where}: written on a big-endian machine, which isn't read")
+    optimizer = isinstance(root, dict) and "param_groups" in root and "state" in root
+    return TorchFile(path, file, root, {} if optimizer else _weights(root), optimizer)
+
+
+def _weights(root: Any, depth: int = 3) -> dict[str, Any]:
+    """Find the state dict: under the usual keys first, else the object itself."""
+    if not isinstance(root, dict):
+        return {}
+    if depth:
+        for key in _WEIGHTS:
+            nested = _weights(root.get(key), depth - 1)
+            if nested:
+                return nested
+    if any(isinstance(v, StoredTensor) and isinstance(k, str) for k, v in root.items()):
+        return {k: v for k, v in root.items() if isinstance(k, str)}
+    return {}
+
+
+class _Found:
+    """Gathers what the files of one checkpoint hold."""
+
+    def __init__(self, reader: HeaderReader) -> None:
+        self.reader = reader
+        self.tensors: dict[tuple[str, str], TensorInfo] = {}
+        self.skipped: list[tuple[str, str]] = []
+        self.adam, self.step = None, None  # type: Any, int | None
+
+    def index(self) -> Index:
+        return Index(
+            tuple(self.tensors.values()), self.adam, self.step, tuple(self.skipped),
+            self.reader.probes,
+        )  # fmt: skip
+
+    def add(self, file: TorchFile) -> None:
+        """Take weights, then the optimizer, of one file."""
+        order = self._add_weights(file)
+        if file.is_optimizer:
+            self._add_optimizer(file, file.root, Order())
+        elif isinstance(file.root, dict):
+            for key in _OPTIMIZER:
+                state = file.root.get(key)
+                if isinstance(state, list) and len(state) == 1:  # Lightning keeps a list
+                    state = state[0]
+                if isinstance(state, dict):
+                    self._add_optimizer(file, state, order)
+            for key in _STEPS:
+                value = file.root.get(key)
+                if self.step is None and type(value) is int and value >= 0:
+                    self.step = value
+
+    def _add_weights(self, file: TorchFile) -> Order:
+        order, places = Order(), {}  # type: Order, dict[StoredTensor, str]
+        prefix = _common_prefix(file.weights)
+        for key, value in file.weights.items():
+            name = key.removeprefix(prefix)
+            if not isinstance(value, StoredTensor):
+                self.skipped.append((key, f"not a dense tensor but {_kind(value)}"))
+                continue
+            tied = places.get(value)
+            if tied is not None and are_tied(tied, name):
+                self.skipped.append((key, f"shares storage with {tied}"))
+                continue
+            places.setdefault(value, name)
+            order.append(name, value.shape, value.dtype)
+            self._put(file, name, key, "weight", value)
+        return order
+
+    def _add_optimizer(self, file: TorchFile, state: dict[Any, Any], order: Order) -> None:
+        found = read_optimizer(state, order)
+        self.skipped += [(f"{file.path}: {key}", why) for key, why in found.skipped]
+        self.adam = found.adam if self.adam is None else self.adam.filled(found.adam)
+        step = found.step
+        for name, key, kind, value in found.tensors:
+            info = self._put(file, name, key, kind, value)
+            if step is None and info is not None and kind == "step":
+                step = self._read_step(info)
+        if step is None and found.step_tensor is not None:
+            info = self._info(file, "", "step", "step", found.step_tensor)
+            step = self._read_step(info) if info is not None else None
+        if step is not None:
+            self.step = step
+
+    def _put(
+        self, file: TorchFile, name: str, key: str, state: str, value: StoredTensor
+    ) -> TensorInfo | None:
+        info = self._info(file, name, key, state, value)
+        if info is None:
+            return None
+        before = self.tensors.get((name, state))
+        if before is not None:
+            other = before.parts[0].file if before.parts else "another file"
+            raise FormatError(
+                f"{self.reader.store.uri}: {key!r} is both in {other} and {file.path}; if these "
+                "are different checkpoints, open the run with a pattern of their names"
+            )
+        self.tensors[name, state] = info
+        return info
+
+    def _info(
+        self, file: TorchFile, name: str, key: str, state: str, value: StoredTensor
+    ) -> TensorInfo | None:
+        """Place one tensor in the file; None with a reason noted if that can't be done."""
+        where = f"{self.reader.store.uri}: {file.path}: {key!r}"
+        size = DTYPE_BYTES.get(value.dtype)
+        if size is None:
+            self.skipped.append((key, f"dtype {value.dtype} is not read"))
+            return None
+        if not value.contiguous:
+            self.skipped.append((key, f"stored as a strided view, strides {list(value.stride)}"))
+            return None
+        info = TensorInfo(name, key, state, value.shape, value.dtype, ())
+        if info.numel == 0:
+            return info
+        record = file.zip.records.get(f"data/{value.storage.key}")
+        if record is None:
+            raise FormatError(f"{where}: its record data/{value.storage.key} is missing")
+        start, nbytes = value.offset * size, info.numel * size
+        if start + nbytes > record.size:
+            raise FormatError(
+                f"{where}: bytes {start}…{start + nbytes} of a record of {record.size} bytes"
+            )
+        part = Part(
+            file.path, file.zip.data_offset(record) + start, nbytes, value.dtype,
+            flat=(0, info.numel),
+        )  # fmt: skip
+        return TensorInfo(name, key, state, value.shape, value.dtype, (part,))
+
+    def _read_step(self, info: TensorInfo) -> int | None:
+        import numpy as np
+
+        if info.dtype not in ("float32", "float64", "int64", "int32") or info.numel != 1:
+            return None
+        part = info.parts[0]
+        value = np.frombuffer(self.reader.read(part.file, part.offset, part.nbytes), info.dtype)[0]
+        return int(value) if np.isfinite(value) and value >= 0 else None
+
+
+def _common_prefix(weights: Mapping[str, Any]) -> str:
+    """Give the prefix that a wrapper put before every name: DataParallel's or torch.compile's."""
+    prefix = ""
+    for wrapper in ("module.", "_orig_mod.", "module."):
+        if weights and all(key.startswith(prefix + wrapper) for key in weights):
+            prefix += wrapper
+    return prefix
+
+
+def _kind(value: Any) -> str:
+    made_by = getattr(value, "made_by", None)
+    return str(made_by) if made_by is not None else type(value).__name__

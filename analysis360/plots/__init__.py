@@ -1,0 +1,26 @@
+"""Figures: a frame goes in, a `matplotlib.figure.Figure` comes out, and nothing is computed.
+
+What is drawn was measured, detected, compared or joined before, and stands in the frame. The one
+thing added for the eye, a rolling median over a raw loss, is named in the legend.
+"""
+
+from __future__ import annotations
+
+from analysis360.plots.benchmarks import plot_benchmarks
+from analysis360.plots.divergence import plot_divergence
+from analysis360.plots.layers import plot_layers
+from analysis360.plots.loss import plot_loss
+from analysis360.plots.moments import plot_moments
+from analysis360.plots.style import Drawing, branch_colours, save_svg, style
+
+__all__ = [
+    "Drawing",
+    "branch_colours",
+    "plot_benchmarks",
+    "plot_divergence",
+    "plot_layers",
+    "plot_loss",
+    "plot_moments",
+    "save_svg",
+    "style",
+]

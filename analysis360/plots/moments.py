@@ -1,0 +1,200 @@
+"""Adam's two moments over training: update size, signal against noise, gradient scale, epsilon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis360.errors import TableError
+from analysis360.plots.style import (
+    OKABE_ITO,
+    PAGE,
+    Drawing,
+    Scale,
+    branch_colours,
+    clock,
+    log_ticks,
+    need_columns,
+    styled,
+)
+
+__all__ = ["plot_moments"]
+
+TITLE = "plot_moments"
+PANELS: dict[str, str] = {
+    "update_rms": "RMS of Adam's update\n(units of the learning rate)",
+    "adam_snr": "signal to noise,\nm² against v (ratio)",
+    "grad_norm_ema": "√Σv̂: averaged\ngradient norm",
+    "eps_fraction": "elements with √v̂\nbelow epsilon (share)",
+}
+NULL = "adam_snr_null"
+MAP = "viridis"
+OUTSIDE = OKABE_ITO["vermilion"]
+
+
+@styled
+def plot_moments(table: pd.DataFrame) -> Figure:
+    """Draw what the two moments of Adam say, over the tokens seen, for each branch.
+
+    Four panels: RMS of the bias-corrected update, signal-to-noise ratio with the value that noise
+    alone would give (column ``adam_snr_null``), root of the summed second moment (logarithmic),
+    and the share of elements whose root second moment is below epsilon. A table of layers gives a
+    column of panels for each branch and a line for each layer.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Measured table with rows of state ``"adam"``, from ``load_table(path, by="all")`` or
+        ``by="layer"``.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    TableError
+        If the table has no such rows or none of the four columns.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({
+    ...     "branch": "normal", "step": [10, 20], "tokens": [1000, 2000], "layer": pd.NA,
+    ...     "state": "adam", "update_rms": [0.3, 0.2],
+    ... })
+    >>> len(plot_moments(table).axes)
+    1
+    """
+    need_columns(table, ["branch", "state", "layer"], TITLE)
+    rows = table[table["state"] == "adam"]
+    if rows.empty:
+        there = list(dict.fromkeys(table["state"]))
+        raise TableError(f'{TITLE}: no row has state "adam"; there are {there}')
+    columns = [c for c in PANELS if c in rows.columns and rows[c].notna().any()]
+    if not columns:
+        raise TableError(f'{TITLE}: the rows of state "adam" have none of {list(PANELS)}')
+    time = clock(rows, title=TITLE)
+    draw = _layers if rows["layer"].notna().any() else _all
+    return draw(rows, columns, time)
+
+
+def _values(line: pd.DataFrame, column: str) -> np.ndarray:
+    return line[column].to_numpy(dtype=float, na_value=np.nan)
+
+
+def _all(rows: pd.DataFrame, columns: list[str], time: Scale) -> Figure:
+    twice = rows.duplicated(["branch", time.column])
+    if twice.any():
+        raise TableError(
+            f"{TITLE}: {int(twice.sum())} rows repeat a branch and {time.column}; "
+            f'use load_table(path, by="all") or by="layer", and one run'
+        )
+    high, wide = (len(columns) + 1) // 2, min(len(columns), 2)
+    figure = Drawing(figsize=(PAGE * wide / 2, 1.75 * high + 0.5), layout="constrained")
+    made = figure.subplots(high, wide, sharex=True, squeeze=False)
+    axes = list(made.ravel())
+    colours = branch_colours(list(rows["branch"].unique()))
+    for column, ax in zip(columns, axes, strict=False):
+        for branch, line in rows.groupby("branch", sort=False):
+            line = line.sort_values(time.column)
+            _line(ax, time.of(line[time.column]), line, column, colours[str(branch)])
+        _null(ax, rows, column, time)
+        _dress(ax, column)
+    for ax in axes[len(columns) :]:
+        ax.remove()
+    for place, ax in enumerate(axes[: len(columns)]):
+        if place + wide >= len(columns):
+            ax.set_xlabel(time.label)
+            ax.tick_params(labelbottom=True)
+    sizes = rows.groupby("branch", sort=False).size()
+    handles = [
+        Line2D([], [], color=colours[str(b)], marker="o", label=f"{b} (n = {n} checkpoints)")
+        for b, n in sizes.items()
+    ]
+    _legend(figure, handles, rows, columns)
+    return figure
+
+
+def _line(ax: Axes, x: np.ndarray, line: pd.DataFrame, column: str, colour: Any) -> None:
+    ax.plot(x, _values(line, column), color=colour, marker="o", lw=1.0)
+
+
+def _null(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
+    """Draw the null once: it is a function of the step, so branches and layers share it."""
+    if column == "adam_snr" and NULL in rows.columns:
+        line = rows[rows[NULL].notna()].sort_values(time.column).drop_duplicates(time.column)
+        x, y = time.of(line[time.column]), _values(line, NULL)
+        ax.plot(x, y, color="#222222", ls=(0, (4, 2)), lw=0.8, zorder=1.8)
+
+
+def _dress(ax: Axes, column: str) -> None:
+    ax.set_ylabel(PANELS[column])
+    if column == "grad_norm_ema":
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+    elif column == "eps_fraction":
+        beside = ax.get_shared_y_axes().get_siblings(ax)
+        ax.set_ylim(0.0, 1.08 * max(1e-12, *(other.dataLim.ymax for other in beside), 0.0))
+        if ax.get_ylim()[1] < 1e-3:
+            ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+
+
+def _legend(figure: Figure, handles: list[Line2D], rows: pd.DataFrame, columns: list[str]) -> None:
+    if "adam_snr" in columns and NULL in rows.columns and rows[NULL].notna().any():
+        handles = [
+            *handles,
+            Line2D([], [], color="#222222", ls=(0, (4, 2)), lw=0.8, label="noise alone (null)"),
+        ]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper left", ncols=4)
+
+
+def _layers(rows: pd.DataFrame, columns: list[str], time: Scale) -> Figure:
+    keys = ["branch", time.column, "layer", *(c for c in ("module",) if c in rows.columns)]
+    if rows.duplicated(keys).any() or rows.get("module", pd.Series("")).fillna("").nunique() > 1:
+        raise TableError(
+            f"{TITLE}: several tensors of one layer at one checkpoint; "
+            f'use load_table(path, by="layer") and one run'
+        )
+    branches = list(rows["branch"].unique())
+    figure = Drawing(
+        figsize=(PAGE, 1.35 * len(columns) + 0.7), layout="constrained"
+    )  # fmt: skip
+    made = figure.subplots(len(columns), len(branches), sharex=True, sharey="row", squeeze=False)
+    layers = rows["layer"].dropna().astype(int)
+    norm = Normalize(int(layers.min()), max(int(layers.max()), int(layers.min()) + 1))
+    for j, branch in enumerate(branches):
+        mine = rows[rows["branch"] == branch]
+        for i, column in enumerate(columns):
+            for layer, line in mine.groupby("layer", sort=True, dropna=False):
+                colour = OUTSIDE if pd.isna(layer) else colormaps[MAP](norm(int(layer)))
+                line = line.sort_values(time.column)
+                _line(made[i, j], time.of(line[time.column]), line, column, colour)
+            _null(made[i, j], mine, column, time)
+        made[0, j].set_title(f"{branch} (n = {mine[time.column].nunique()} checkpoints)")
+        made[-1, j].set_xlabel(time.label)
+    for i, column in enumerate(columns):
+        for ax in made[i]:
+            _dress(ax, column)
+            if ax is not made[i, 0]:
+                ax.set_ylabel("")
+    bar = figure.colorbar(
+        ScalarMappable(norm, MAP), ax=list(made.ravel()), shrink=0.8, aspect=40, pad=0.02
+    )
+    bar.set_label("layer")
+    bar.locator = MaxNLocator(8, integer=True)
+    bar.update_ticks()
+    handles = []
+    if rows["layer"].isna().any():
+        handles = [Line2D([], [], color=OUTSIDE, marker="o", label="outside the layers")]
+    _legend(figure, handles, rows, columns)
+    return figure

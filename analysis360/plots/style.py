@@ -1,0 +1,309 @@
+"""The one look of all figures: type sizes, colours, units, and figures without pyplot.
+
+Nothing here changes matplotlib's global settings: `style` is a context, and a figure is a plain
+`matplotlib.figure.Figure` that no window and no figure list knows of.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ParamSpec
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from analysis360.errors import TableError
+
+__all__ = [
+    "COLUMN",
+    "OKABE_ITO",
+    "PAGE",
+    "Drawing",
+    "Scale",
+    "branch_colours",
+    "clock",
+    "legend_above",
+    "log_ticks",
+    "module_rank",
+    "need_columns",
+    "owner",
+    "save_svg",
+    "scale",
+    "short",
+    "style",
+    "styled",
+]
+
+PAGE = 7.0
+"""Width of a figure over both columns of a paper, in inches."""
+COLUMN = 3.4
+"""Width of a figure in one column of a paper, in inches."""
+
+OKABE_ITO = {
+    "blue": "#0072B2", "vermilion": "#D55E00", "green": "#009E73", "purple": "#CC79A7",
+    "orange": "#E69F00", "sky": "#56B4E9", "yellow": "#F0E442", "black": "#000000",
+    "grey": "#7F7F7F",
+}  # fmt: skip
+"""Okabe and Ito's colours, which people with any common colour vision tell apart, and a grey."""
+
+_FIXED = {"normal": "blue", "spike": "vermilion", "placebo": "grey"}
+_OTHERS = ("green", "purple", "orange", "sky", "black")
+
+_SETTINGS: Any = {
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "figure.titlesize": 9,
+    "axes.titlelocation": "left", "axes.titlepad": 4, "axes.linewidth": 0.6,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.5,
+    "axes.formatter.useoffset": False,
+    "lines.linewidth": 1.2, "lines.markersize": 3, "hatch.linewidth": 0.5,
+    "legend.frameon": False, "legend.handlelength": 1.8, "legend.borderaxespad": 0.2,
+    "figure.dpi": 110, "savefig.dpi": 200, "figure.facecolor": "white",
+    "savefig.facecolor": "white", "svg.fonttype": "path", "svg.hashsalt": "analysis360",
+    "pdf.fonttype": 42, "figure.constrained_layout.h_pad": 0.04,
+    "figure.constrained_layout.w_pad": 0.04,
+}  # fmt: skip
+
+DENSE = 1000
+"""Points of a line above which it is drawn as pixels inside a vector figure."""
+
+Asked = ParamSpec("Asked")
+
+
+class Drawing(Figure):
+    """A matplotlib Figure that is saved in the look it was drawn in, and shows itself.
+
+    A notebook displays it also where pyplot is not loaded.
+    """
+
+    def savefig(self, fname: Any, **given: Any) -> None:
+        """Save as `matplotlib.figure.Figure.savefig` does, with the settings of `style`."""
+        with style():
+            super().savefig(fname, **given)
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as buffer:
+            self.savefig(buffer, format="png", dpi=self.dpi)
+            return buffer.getvalue()
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw in the look of this package inside the block, and as before after it.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> before = matplotlib.rcParams["font.size"]
+    >>> with style():
+    ...     matplotlib.rcParams["font.size"]
+    8.0
+    >>> matplotlib.rcParams["font.size"] == before
+    True
+    """
+    with rc_context(_SETTINGS):
+        yield
+
+
+def styled(draw: Callable[Asked, Figure]) -> Callable[Asked, Figure]:
+    """Let a drawing function run inside `style`."""
+
+    @functools.wraps(draw)
+    def inside(*args: Asked.args, **kwargs: Asked.kwargs) -> Figure:
+        with style():
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def save_svg(figure: Figure) -> str:
+    """Text of the SVG element of a figure, the same text for the same figure.
+
+    Parameters
+    ----------
+    figure : Figure
+
+    Returns
+    -------
+    str
+        From ``<svg`` to ``</svg>``, without the XML prologue and without a date.
+
+    Examples
+    --------
+    >>> save_svg(Drawing(figsize=(1, 1)))[:4]
+    '<svg'
+    """
+    with style(), io.StringIO() as buffer:
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+    return text[text.index("<svg") :].rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How numbers become the numbers on an axis: divide by `factor`, and write `label`.
+
+    Attributes
+    ----------
+    column : str
+        Column of the frame.
+    factor : float
+    label : str
+        Axis label with the unit, for example ``"tokens (B)"``.
+    unit : str
+        The prefix alone, ``"B"``, ``"M"``, ``"k"`` or nothing.
+    """
+
+    column: str
+    factor: float
+    label: str
+    unit: str
+
+    def of(self, values: Any) -> np.ndarray:
+        """Values in the unit of the axis, as float64, NaN where missing."""
+        series = pd.Series(values)
+        return series.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan) / self.factor
+
+
+def scale(column: str, largest: float) -> Scale:
+    """Choose the unit for an axis whose largest value is `largest`.
+
+    Examples
+    --------
+    >>> scale("tokens", 1.4e12).label, scale("step", 800).label, scale("tokens", 61440).label
+    ('tokens (B)', 'step', 'tokens (k)')
+    """
+    name = column.replace("_", " ")
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if largest >= factor:
+            return Scale(column, factor, f"{name} ({unit})", unit)
+    return Scale(column, 1.0, name, "")
+
+
+def clock(frame: pd.DataFrame, *, title: str) -> Scale:
+    """Choose what the x axis counts: tokens where every row has them, else steps, else numbers.
+
+    Raises
+    ------
+    TableError
+        If no such column is complete.
+    """
+    for column in ("tokens", "step", "number"):
+        if column in frame.columns and frame[column].notna().all():
+            found = scale(column, float(frame[column].max()))
+            if column == "number":
+                return Scale(column, 1.0, "checkpoint", "")
+            return found
+    raise TableError(f"{title}: no row order; tokens, step or number must be known in every row")
+
+
+def need_columns(frame: pd.DataFrame, columns: Sequence[str], title: str) -> None:
+    """Refuse a frame that is empty or lacks columns, in one sentence.
+
+    Raises
+    ------
+    TableError
+        Naming what is missing and what is there.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise TableError(f"{title}: expected a pandas DataFrame, not {type(frame).__name__}")
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise TableError(f"{title}: columns {missing} are missing; there are {list(frame.columns)}")
+    if frame.empty:
+        raise TableError(f"{title}: the frame has no rows, so there is nothing to draw")
+
+
+def branch_colours(branches: Sequence[Any]) -> dict[str, str]:
+    """Colour of each branch: fixed for normal, spike and placebo, then by order.
+
+    A name that only begins with a fixed one (``"spike-2"``) takes its colour if that is free.
+
+    Examples
+    --------
+    >>> branch_colours(["spike", "main", "normal"])
+    {'spike': '#D55E00', 'main': '#009E73', 'normal': '#0072B2'}
+    """
+    names = list(dict.fromkeys(str(branch) for branch in branches))
+    chosen = {name: _FIXED[name] for name in names if name in _FIXED}
+    for name in names:
+        for stem, colour in _FIXED.items():
+            if name not in chosen and name.startswith(stem) and colour not in chosen.values():
+                chosen[name] = colour
+    others = [colour for colour in _OTHERS if colour not in chosen.values()]
+    for place, name in enumerate(name for name in names if name not in chosen):
+        chosen[name] = others[place % len(others)]
+    return {name: OKABE_ITO[chosen[name]] for name in names}
+
+
+def legend_above(ax: Axes, columns: int = 4, **given: Any) -> None:
+    """Put the legend above the axes, where it covers no data."""
+    handles, labels = given.pop("handles", None), given.pop("labels", None)
+    if handles is None:
+        handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        ax.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns,
+            columnspacing=1.2, **given,
+        )  # fmt: skip
+
+
+_MODULES = (
+    "attn", "attn.q", "attn.k", "attn.v", "attn.qkv", "attn.o", "mlp", "mlp.gate", "mlp.up",
+    "mlp.down", "norm", "norm.attn", "norm.mlp", "embed", "norm.final", "head",
+)  # fmt: skip
+
+
+def module_rank(module: str) -> tuple[int, int]:
+    """Sort key of a module: attention, MLP, norms, the rest; within them as data flows.
+
+    Examples
+    --------
+    >>> sorted(["head", "norm.attn", "mlp.up", "attn.k", "attn.q"], key=module_rank)
+    ['attn.q', 'attn.k', 'mlp.up', 'norm.attn', 'head']
+    """
+    groups = ("attn", "mlp", "norm")
+    head = module.split(".")[0]
+    group = groups.index(head) if head in groups else len(groups)
+    return group, _MODULES.index(module) if module in _MODULES else len(_MODULES)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Write few and plain numbers on a logarithmic axis; call it when all is drawn."""
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high / low < 4:
+        axis.set_major_locator(MaxNLocator(5))
+    elif low > 0 and high / low < 200:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    else:
+        return
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(value: float) -> str:
+    """Three digits that matter, and no exponent for what an axis holds.
+
+    Examples
+    --------
+    >>> short(1415.31), short(0.0123), short(62.9)
+    ('1,415', '0.0123', '62.9')
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def owner(ax: Axes) -> Figure:
+    """Figure that an axes belongs to, also when it lies in a subfigure."""
+    found = ax.get_figure(root=True)
+    if found is None:
+        raise ValueError("ax= was given an Axes that belongs to no figure")
+    return found

@@ -1,0 +1,185 @@
+"""The sections of the report; each says what is missing instead of leaving it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from analysis360.plots import plot_benchmarks, plot_moments
+from analysis360.report.apart import RANKED, apart_section
+from analysis360.report.gather import Material
+from analysis360.report.page import (
+    Downloads,
+    Section,
+    absent,
+    bullets,
+    definitions,
+    escape,
+    frame_table,
+)
+from analysis360.report.training import loss_section
+from analysis360.report.words import compared, definition, points, rounding, rule, summary
+
+__all__ = ["sections"]
+
+ADAM = ("update_rms", "adam_snr", "adam_snr_null", "grad_norm_ema", "eps_fraction")
+CHANGE = ("displacement", "rel_displacement", "cosine")
+
+
+def sections(made: Material) -> list[Section]:
+    """All sections, in order."""
+    first = Section("summary", "Summary")
+    first.add(bullets(summary(made)))
+    for point in points(made):
+        lines = compared(made, point)
+        if lines:
+            first.add(f"<h3>{escape(point.heading)}</h3>")
+            first.add(bullets(lines))
+    floor = rounding(made)
+    if floor and made.apart:
+        first.say(floor, "small")
+    return [
+        first, loss_section(made), apart_section(made), _moments(made), _benchmarks(made),
+        _methods(made), _provenance(made), _downloads(made),
+    ]  # fmt: skip
+
+
+def _moments(made: Material) -> Section:
+    section = Section("optimizer", "Optimizer state")
+    table = next((made.levels[lv] for lv in ("all", "layer") if lv in made.levels), None)
+    if table is None or not table["state"].eq("adam").any():
+        section.add(absent(
+            "Adam's moments: not given (no rows of state “adam” over all tensors or by layer)."
+        ))  # fmt: skip
+        return section
+    said_ = " ".join(f"{s}: {definition(s)}" for s in ADAM if s in table.columns and definition(s))
+    n = table.loc[table["state"].eq("adam"), ["branch", "step"]].drop_duplicates().shape[0]
+    caption = (
+        f"Adam's two moments as stored in the checkpoints (n = {n:,} checkpoints), all tensors "
+        f"together. {said_}"
+    )
+    section.attempt(lambda: plot_moments(table), caption, "Adam's moments over tokens")
+    return section
+
+
+def _benchmarks(made: Material) -> Section:
+    section = Section("benchmarks", "Benchmarks")
+    scores = made.benchmarks
+    if scores is None or scores.empty:
+        section.add(absent("Benchmarks: not given."))
+        return section
+    if "benchmarks" in made.notes:
+        section.add(absent(made.notes["benchmarks"]))
+    names = scores["benchmark"].nunique()
+    caption = (
+        f"Scores of {names} benchmarks at {len(scores[['branch', 'step']].drop_duplicates())} "
+        "checkpoints, as written by the evaluation, with one standard error. Below each: score "
+        "less that of the reference branch at equal tokens, with 1.96 standard errors of the "
+        "difference (95 % for one point; not corrected for the number of points). n: items of the "
+        "benchmark."
+    )
+    section.attempt(lambda: plot_benchmarks(scores), caption, "Benchmark scores over tokens")
+    _gap_table(section, made, scores)
+    return section
+
+
+def _gap_table(section: Section, made: Material, scores: pd.DataFrame) -> None:
+    columns = [
+        "benchmark", "shots", "metric", "branch", "value", "stderr", "reference", "gap",
+        "gap_stderr", "n",
+    ]  # fmt: skip
+    rows, where = scores, "the last checkpoint of each branch"
+    if "gap" in scores.columns and scores["gap"].notna().any():
+        rows = scores[scores["gap"].notna()]
+        if "reference_branch" in rows.columns:
+            rows = rows[rows["branch"] != rows["reference_branch"]]
+        for point in points(made)[:1]:
+            at = point.of(rows)
+            if len(at):
+                rows, where = at, f"{point.why}, {point.name}"
+    keys = [c for c in ("benchmark", "shots", "metric", "branch") if c in rows.columns]
+    last = rows.sort_values("step", kind="stable").groupby(keys, sort=False, dropna=False).tail(1)
+    shown = last[[c for c in columns if c in last.columns]]
+    known = list(last["reference_branch"].dropna().unique()) if "reference_branch" in last else []
+    to = f" The reference is {', '.join(known)}." if len(known) else ""
+    section.add(frame_table(shown, f"Scores and gaps at {where}.{to}", most=60))
+
+
+def _methods(made: Material) -> Section:
+    section = Section("methods", "Methods")
+    if made.own_spikes:
+        section.say(f"Spikes of the training loss. {rule(made.spikes)}")
+    if made.heldout_spikes is not None:
+        section.say(f"Spikes of the held-out loss. {rule(made.heldout_spikes)}")
+    section.say(
+        "Branches are compared at exactly equal tokens. log2 ratio: log2 of the value in one "
+        "branch over that in the other; missing unless both are positive and finite. One pair of "
+        "branches is one sample: nothing here is a test of a cause."
+    )
+    wanted = [s for s in dict.fromkeys((*RANKED, *ADAM, *CHANGE)) if s in made.table.columns]
+    found = {s: definition(s) or "not registered in this installation" for s in wanted}
+    if found:
+        section.say("Statistics that are shown:")
+        section.add(definitions(found))
+    return section
+
+
+def _provenance(made: Material) -> Section:
+    section = Section("provenance", "Provenance")
+    if made.run is not None:
+        section.add(definitions({"run": made.run.name, "title": made.run.title}))
+    if made.provenance is None:
+        section.add(absent(
+            "Provenance of the measurements was not given: the report was made from a frame, not "
+            "from a results folder."
+        ))  # fmt: skip
+        return section
+    plain = {k: v for k, v in made.provenance.items() if not isinstance(v, (list, dict, tuple))}
+    section.add(definitions({"results folder": made.folder or "", **plain}))
+    for name, value in made.provenance.items():
+        if isinstance(value, dict):
+            section.say(f"{name}:")
+            section.add(definitions({str(k): _flat(v) for k, v in value.items()}))
+        elif isinstance(value, (list, tuple)) and value:
+            _listing(section, name, list(value))
+    return section
+
+
+def _listing(section: Section, name: str, value: list[Any]) -> None:
+    if all(isinstance(item, dict) for item in value):
+        frame = pd.DataFrame([{str(k): _flat(v) for k, v in item.items()} for item in value])
+        table = frame_table(frame, f"{name} (n = {len(frame):,})")
+        if len(frame) > 12:
+            table = f"<details><summary>{name}: {len(frame):,} rows</summary>{table}</details>"
+        section.add(table)
+    else:
+        section.add(definitions({name: ", ".join(str(_flat(item)) for item in value)}))
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_flat(v)}" for k, v in list(value.items())[:8])
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(_flat(v)) for v in value[:8]) + (" …" if len(value) > 8 else "")
+    return value
+
+
+def _downloads(made: Material) -> Section:
+    section = Section("data", "Data of this report")
+    here = f"see the Parquet files in the results folder {made.folder}" if made.folder else (
+        "save the frame that the report was made from"
+    )  # fmt: skip
+    links = Downloads(here)
+    links.add("spikes", made.spikes, "spikes of the training loss")
+    links.add("spikes_heldout", made.heldout_spikes, "spikes of the held-out loss")
+    links.add("benchmarks", made.benchmarks, "benchmark scores and gaps")
+    links.add("heldout", made.heldout, "held-out loss")
+    for level in ("all", "layer", "module", "tensor"):
+        if level in made.levels:
+            links.add(f"table_{level}", made.levels[level].dropna(axis=1, how="all"),
+                      f"measured table, level {level}")  # fmt: skip
+    links.add("branches_layer", made.apart.get("layer"), "comparison of branches by layer")
+    links.add("loss", made.loss, "training loss")
+    section.add(links.html() or absent("No data to download."))
+    return section

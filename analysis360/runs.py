@@ -1,0 +1,322 @@
+"""Open a run: a catalogue name, a Hub repository, a folder, or a model in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from analysis360.core import Adam, Checkpoint, Event, Fork, LearningRate, Run
+from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound
+from analysis360.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["list_runs", "open_memory", "open_run"]
+
+DESCRIPTION = "analysis360.toml"
+"""File in a run's folder that says how it was trained, with the keys of the packaged catalogue."""
+
+PATTERNS = (
+    r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?ckpt[_-](?P<number>\d+)",
+    r"checkpoint-(?P<step>\d+)",
+    r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?(?:global_?)?step[_-]?(?P<step>\d+)(?:-[\w-]+)?",
+    r"iter[_-](?P<step>\d+)",
+)
+"""Names that checkpoints are known to have, tried in this order: LLM360, Hugging Face Trainer, OLMo
+and Pythia, Megatron."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How names of folders, files or refs say branch, number, step and tokens."""
+
+    patterns: tuple[re.Pattern[str], ...]
+    steps_per_number: int | None = None
+    tokens_per_step: int | None = None
+    unnamed_branch: str = "main"
+    unstepped: tuple[str, ...] = ()
+    folder: str = "."
+
+    def place(self, name: str) -> tuple[str, int | None, int | None, int | None] | None:
+        """Branch, number, step and tokens of a name; None if it is no checkpoint's."""
+        for pattern in self.patterns:
+            match = pattern.fullmatch(name)
+            if match is None:
+                continue
+            said = match.groupdict()
+            branch = said.get("branch") or self.unnamed_branch
+            number = int(said["number"]) if said.get("number") else None
+            step = int(said["step"]) if said.get("step") else None
+            if branch not in self.unstepped:
+                step = step if step is not None else _times(number, self.steps_per_number)
+                return branch, number, step, _times(step, self.tokens_per_step)
+            return branch, number, step, None
+        return None
+
+
+def _times(a: int | None, b: int | None) -> int | None:
+    return None if a is None or b is None else a * b
+
+
+def open_run(
+    source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+    *,
+    pattern: str | None = None,
+    tokens_per_step: int | None = None,
+    steps_per_number: int | None = None,
+) -> Run:
+    """Open a series of checkpoints; only names and sizes of files are read.
+
+    Parameters
+    ----------
+    source : str, path or mapping
+        A folder; a catalogue name such as ``"k2-spike-1"`` (see `list_runs`); a Hub repository,
+        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints; or a
+        state dict in memory, as a run of one checkpoint.
+    pattern : str, optional
+        How checkpoints are named: ``"step_{step}.pt"`` with ``{step}``, ``{number}`` or
+        ``{branch}``, or a regular expression with groups of these names. Without it, the folder's
+        ``analysis360.toml`` and then the names in common use are tried.
+    tokens_per_step, steps_per_number : int, optional
+        To fill in tokens and steps where the names do not tell.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    RunNotFound
+        If there is no such folder, name or repository, or no access to it.
+    CheckpointNotFound
+        If nothing in it is named like a checkpoint.
+
+    Notes
+    -----
+    Gated and private repositories are read with the token of ``hf auth login`` or ``HF_TOKEN``;
+    ``HF_ENDPOINT`` names another Hub.
+
+    Examples
+    --------
+    >>> import torch
+    >>> open_run({"w": torch.ones(2, 2)}).checkpoints[["name", "bytes"]].values.tolist()
+    [['memory', 16]]
+    """
+    if isinstance(source, Mapping):
+        return open_memory(source)
+    text = os.fspath(source)
+    asked = _Layout((_compiled(pattern),) if pattern else (), steps_per_number, tokens_per_step)
+    path = Path(text[len("file://") :] if text.startswith("file://") else text)
+    if path.exists():
+        return _open_folder(path, asked)
+    if text in _catalogue():
+        said = tomllib.loads(
+            (files("analysis360.catalog") / "runs" / f"{text}.toml").read_text("utf-8")
+        )
+        return _open_hub(str(said["source"]).removeprefix("hf://"), said, asked)
+    repository = text.removeprefix("hf://")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not text.startswith((".", "/")):
+        return _open_hub(repository, {}, asked)
+    near = Registry[str]("run", RunNotFound)
+    for name in _catalogue():
+        near.add(name, name)
+    near[text]
+    raise AssertionError  # the line above raises
+
+
+def _catalogue() -> tuple[str, ...]:
+    folder = files("analysis360.catalog") / "runs"
+    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml")))
+
+
+def list_runs() -> pd.DataFrame:
+    """Runs that can be opened by name.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``name``, ``title``, ``source``.
+
+    Examples
+    --------
+    >>> "k2-spike-1" in set(list_runs()["name"])
+    True
+    """
+    folder = files("analysis360.catalog") / "runs"
+    rows = [tomllib.loads((folder / f"{name}.toml").read_text("utf-8")) for name in _catalogue()]
+    return pd.DataFrame([{k: r[k] for k in ("name", "title", "source")} for r in rows])
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A template with braces, or a regular expression with named groups."""
+    if "(?P<" not in pattern:
+        pieces = re.split(r"\{(step|number|branch)\}", pattern)
+        values = {
+            "step": r"(?P<step>\d+)",
+            "number": r"(?P<number>\d+)",
+            "branch": r"(?P<branch>\w+?)",
+        }
+        pattern = "".join(values[p] if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise RunNotFound(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    if not {"step", "number"} & set(compiled.groupindex):
+        raise RunNotFound(f"pattern {pattern!r} names neither a step nor a number")
+    return compiled
+
+
+def _layout(said: Mapping[str, Any], asked: _Layout) -> _Layout:
+    """What was asked for, else what a description says, else the names in common use."""
+    named = said.get("checkpoints", {})
+    patterns = asked.patterns
+    if not patterns and "pattern" in named:
+        patterns = (re.compile(named["pattern"]),)
+    return _Layout(
+        patterns or tuple(re.compile(p) for p in PATTERNS),
+        asked.steps_per_number or named.get("steps_per_number"),
+        asked.tokens_per_step or named.get("tokens_per_step"),
+        named.get("unnamed_branch", "main"),
+        tuple(named.get("unstepped_branches", ())),
+        named.get("folder", "."),
+    )
+
+
+def _described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[Checkpoint]) -> Run:
+    """A run from its description, which may be empty, and its checkpoints."""
+    try:
+        adam = Adam(**said["adam"]) if "adam" in said else None
+        lr = LearningRate(**said["learning_rate"]) if "learning_rate" in said else None
+        forks = tuple(Fork(**fork) for fork in said.get("forks", ()))
+        events = tuple(Event(**event) for event in said.get("events", ()))
+    except TypeError as error:
+        raise FormatError(f"{home}/{DESCRIPTION}: {error}") from error
+    run = said.get("name", name)
+    entries = _parented(entries, forks)
+    ordered = sorted(entries, key=lambda c: (c.branch, c.order, c.name))
+    return Run(
+        name=run, title=said.get("title", run), home=home,
+        entries=tuple(replace(c, run=run) for c in ordered), family=said.get("family"), adam=adam,
+        learning_rate=lr, forks=forks, events=events,
+        sources={k: tuple(v) for k, v in said.get("sources", {}).items()},
+    )  # fmt: skip
+
+
+def _parented(entries: Sequence[Checkpoint], forks: Sequence[Fork]) -> Sequence[Checkpoint]:
+    """Where a fork's parent goes by an unknown name, the only other branch is that parent."""
+    there = {c.branch for c in entries}
+    left = there - {f.branch for f in forks}
+    for fork in forks:
+        if fork.parent not in there and fork.branch in there and len(left) == 1:
+            entries = [replace(c, branch=fork.parent) if c.branch in left else c for c in entries]
+    return entries
+
+
+def _open_folder(path: Path, asked: _Layout) -> Run:
+    from analysis360.storage.local import LocalStore, fingerprint
+
+    path = path.resolve()
+    described = path / DESCRIPTION
+    said: Mapping[str, Any] = {}
+    if path.is_dir() and described.exists():
+        try:
+            said = tomllib.loads(described.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise FormatError(f"{described}: {error}") from error
+    layout = _layout(said, asked)
+    root = path / layout.folder if path.is_dir() else path.parent
+    candidates = sorted(root.iterdir()) if path.is_dir() and root.is_dir() else []
+    found = [(p, place) for p in candidates if (place := layout.place(p.name)) is not None]
+    if not found and not asked.patterns and _holds_tensors(path):
+        found = [(path, layout.place(path.name) or ("main", None, None, None))]
+    if not found:
+        seen = ", ".join(p.name for p in candidates[:5]) or "nothing"
+        tried = ", ".join(p.pattern for p in layout.patterns)
+        raise CheckpointNotFound(
+            f"{root}: nothing is named like a checkpoint; it holds {seen}; tried {tried}"
+        )
+    entries = []
+    for place_path, (branch, number, step, tokens) in found:
+        sizes = dict(LocalStore(str(place_path)).files())
+        entries.append(
+            Checkpoint("", branch, number, step, tokens, str(place_path),
+                       fingerprint(str(place_path)), place_path.name, sizes)
+        )  # fmt: skip
+    return _described(said, path.name, str(path), entries)
+
+
+def _holds_tensors(path: Path) -> bool:
+    names = [path.name] if path.is_file() else [p.name for p in path.iterdir()]
+    return any(n.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")) for n in names)
+
+
+def _open_hub(repository: str, said: Mapping[str, Any], asked: _Layout) -> Run:
+    """Branches and tags that are named like checkpoints, pinned to their commits."""
+    from analysis360.storage.hub import list_files, list_refs
+
+    layout = _layout(said, asked)
+    refs = list_refs(repository)
+    found = [(name, sha, place) for name, sha in refs if (place := layout.place(name)) is not None]
+    if not found:
+        found = [(name, sha, ("main", None, None, None)) for name, sha in refs if name == "main"]
+    if not found:
+        raise CheckpointNotFound(
+            f"hf://{repository}: no branch or tag is named like a checkpoint; it has "
+            f"{', '.join(name for name, _ in refs[:5])}"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda f: list_files(repository, f[1]), found))
+    entries = [
+        Checkpoint("", branch, number, step, tokens, f"hf://{repository}", sha, name, listed)
+        for (name, sha, (branch, number, step, tokens)), listed in zip(found, sizes)
+    ]
+    return _described(said, repository, f"hf://{repository}", entries)
+
+
+def open_memory(
+    state_dict: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    step: int | None = None,
+    tokens: int | None = None,
+) -> Run:
+    """A model in memory as a run of one checkpoint; nothing is copied until it is measured.
+
+    Parameters
+    ----------
+    state_dict : mapping of str to torch.Tensor
+    optimizer : torch.optim.Optimizer, optional
+        Gives the moments and the hyper-parameters.
+    step, tokens : int, optional
+        Where training is; by default the optimizer's step.
+
+    Raises
+    ------
+    FormatError
+        If there is no tensor in it.
+    """
+    from analysis360.storage.memory import MemoryStore
+
+    store = MemoryStore.from_state_dict(state_dict, optimizer)
+    step = step if step is not None else store.step
+    entry = Checkpoint(
+        "memory", "main", None, step, tokens, store.uri, store.uri, "memory", dict(store.files())
+    )
+    return _Live("memory", "model in memory", store.uri, (entry,), adam=store.adam, store=store)
+
+
+@dataclass(frozen=True)
+class _Live(Run):
+    """A run of one model in memory; it keeps its store alive."""
+
+    store: Any = field(default=None, repr=False, compare=False)

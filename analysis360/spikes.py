@@ -1,0 +1,399 @@
+"""Loss spikes: found, cut into onset, peak, end and recovery, and held against another branch.
+
+A LOSS frame (`analysis360.read_loss`) goes in, one row per spike comes out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis360.errors import LogError
+from analysis360.segments import (
+    Event,
+    Rule,
+    Series,
+    fast_events,
+    median_to_the_edge,
+    rule_for,
+    running_median,
+    sustained_events,
+)
+
+__all__ = ["find_spikes", "spike_gap", "spike_score"]
+
+_MARKS = ("onset", "peak", "end", "recovery")
+_COLUMNS = {
+    "branch": "str", "channel": "str", **dict.fromkeys(_MARKS, "Int64"),
+    **{f"{mark}_tokens": "Int64" for mark in _MARKS},
+    **dict.fromkeys(("baseline", "sigma", "peak_loss", "height", "z"), "float64"),
+    "excess_area": "float64", "residual": "float64", "censored": "bool", "points": "Int64",
+}  # fmt: skip
+
+
+def find_spikes(
+    loss: pd.DataFrame,
+    *,
+    column: str = "loss",
+    window: int | None = None,
+    threshold: float = 6.0,
+    floor: float = 0.05,
+    smooth: int = 5,
+    minimum: int | None = None,
+) -> pd.DataFrame:
+    """Find the loss spikes of every branch of a log.
+
+    Parameters
+    ----------
+    loss : DataFrame
+        LOSS frame, as from `analysis360.read_loss`.
+    column : str
+        Column to search; its unit is called nat below.
+    window : int, optional
+        Samples of the baseline, those before the sample that is judged. By default 128, that of
+        OLMo-core's stability monitor; where a branch has fewer than 512 samples, with its history,
+        a quarter of them, but at least 16.
+    threshold : float
+        Robust standard deviations above the baseline at which an event starts (OLMo-core: 6).
+    floor : float
+        Least excess, as a fraction of the baseline, so that a very quiet log is not over-read.
+    smooth : int
+        Samples of the centred running median that the sustained channel looks at; odd.
+    minimum : int, optional
+        Least samples of a baseline; until then nothing is judged. By default ``window // 4``, but
+        at least 8 (or the window).
+
+    Returns
+    -------
+    DataFrame
+        One row per event, in order of branch and onset:
+
+        - ``branch``; ``channel``: ``"sustained"``, or ``"fast"`` for isolated samples, which are
+          more often a matter of the batch than of the optimizer;
+        - ``onset, peak, end, recovery``: training steps, each also with ``_tokens``. `end` is the
+          first sample that is back, `recovery` the first at the baseline itself;
+        - ``baseline``, ``sigma``: nat, frozen at the onset; ``peak_loss``, ``height`` =
+          peak_loss - baseline: nat; ``z`` = height / sigma (NaN where sigma is 0);
+        - ``excess_area``: the excess over the baseline summed over steps (nat times steps), from
+          the onset to before the end; a lower bound when censored;
+        - ``residual``: nat that the loss lies above the extrapolated baseline after the event;
+          NaN for fast events, and where too few samples follow;
+        - ``censored``: the log ends before the event does, so `end` and `recovery` are missing;
+        - ``points``: samples from the onset to before the end.
+
+        ``.attrs["spikes"]`` counts per branch: ``judged`` samples, ``unjudged`` ones (no baseline
+        yet), ``nonfinite`` ones (ignored), the ``window`` used, and ``inherited`` events that were
+        under way when the branch began and so are its parent's.
+
+    Raises
+    ------
+    LogError
+        If a column is missing or not numeric, a step repeats, or a setting is out of range.
+
+    Notes
+    -----
+    *Start.* With m and s the median and 1.4826 times the median absolute deviation of the `window`
+    samples before, a sample is high above ``m + max(threshold * s, floor * |m|)``. The baseline
+    never holds samples of a sustained event: a mean and a standard deviation, or a baseline that
+    went on moving, would be inflated by the spike itself.
+
+    *Sustained.* The running median is high. The onset is the first raw sample that is high in the
+    running median's reach. There the event's own baseline is frozen: m and s of the last
+    ``window // 2`` values of the running median, since a falling loss has left the older ones
+    behind, or those of the start where these are lower, since a creeping onset would lift its own
+    baseline. (If this shows an earlier sample in reach to be high too, that one is the onset.) The
+    event ends with the first sample from which on `smooth` values of the running median are at or
+    below ``m + max(threshold / 2 * s, floor / 2 * |m|)``. The peak is the highest raw sample
+    between. The first and last ``smooth // 2`` samples have no running median, so a log that breaks
+    off on its first high samples shows them as fast and censored.
+
+    *Fast.* Raw samples that are high and in no sustained event, taken together where they are at
+    most ``smooth // 2`` samples apart. The running median of 5 is not moved by 2 samples, so these
+    events have as a rule 1 to 3. Their baseline and sigma are m and s at the onset.
+
+    *Residual.* ``a + b log(tokens)`` (of steps, where tokens are not known) is fitted, by Theil and
+    Sen's median of slopes, to the ``window // 2`` samples before the onset; the residual is the
+    median distance from it of as many samples from the end on. Against a flat baseline every spike
+    would seem to recover well, because the loss was still falling. At places without a spike in two
+    real logs this read 0.03 nat (root mean square), so less is no finding. Where there is another
+    branch, `spike_gap` says more.
+
+    *Branches.* A branch is judged with its parent's rows before its first step (and theirs) as
+    history, so a spike right after a fork is found. Events count in the branch where they begin.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> values = 3 + 0.01 * np.sin(np.arange(300.0))
+    >>> values[200:210] += 2
+    >>> log = pd.DataFrame({"branch": "a", "parent": None, "step": range(300), "loss": values})
+    >>> found = find_spikes(log)
+    >>> found[["channel", "onset", "end", "points", "censored"]]
+         channel  onset  end  points  censored
+    0  sustained    200  210      10     False
+    """
+    _check(loss, column)
+    rows: list[dict[str, object]] = []
+    counts: dict[str, dict[str, int]] = {}
+    for branch in pd.unique(loss["branch"]):
+        series, nonfinite = _series(loss, str(branch), column, smooth)
+        rule = rule_for(len(series.value), window, threshold, floor, smooth, minimum)
+        events, baseline = sustained_events(series, rule)
+        events += fast_events(series, rule, baseline, events)
+        mine = sorted((e for e in events if e.onset >= series.own), key=lambda e: e.onset)
+        rows += [{"branch": branch, **_describe(e, series, rule, events)} for e in mine]
+        judged = int(np.isfinite(baseline[0][series.own :]).sum())
+        counts[str(branch)] = {
+            "judged": judged,
+            "unjudged": len(series.value) - series.own - judged,
+            "nonfinite": nonfinite,
+            "window": rule.window,
+            "inherited": sum(e.onset < series.own < e.end for e in events),
+        }
+    frame = pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
+    frame.attrs["spikes"] = counts
+    return frame
+
+
+def _check(loss: pd.DataFrame, column: str) -> None:
+    missing = [name for name in ("branch", "step", column) if name not in loss.columns]
+    if missing:
+        has = list(loss.columns)
+        raise LogError(f"not a LOSS frame: columns {missing} are missing; it has {has}")
+    if not pd.api.types.is_numeric_dtype(loss[column]):
+        raise LogError(f"column {column!r} is not numeric but {loss[column].dtype}")
+    if loss["step"].isna().any():
+        raise LogError(f"{int(loss['step'].isna().sum())} rows have no step")
+    twice = loss.duplicated(["branch", "step"])
+    if twice.any():
+        first = loss.loc[twice, ["branch", "step"]].iloc[0].to_dict()
+        raise LogError(
+            f"{int(twice.sum())} rows repeat a step, the first is {first}; read_loss sorts that out"
+        )
+
+
+def _with_history(loss: pd.DataFrame, branch: str) -> tuple[pd.DataFrame, int]:
+    """Rows of `branch` after those of its ancestors, by step; and how many are the ancestors'."""
+    groups = {str(name): rows.sort_values("step") for name, rows in loss.groupby("branch")}
+    parts, seen = [groups[branch]], {branch}
+    first, rows = parts[0]["step"].iloc[0], parts[0]
+    while "parent" in loss.columns:
+        parent = rows["parent"].iloc[0]
+        if not isinstance(parent, str) or parent in seen or parent not in groups:
+            break
+        seen.add(parent)
+        rows = groups[parent]
+        before = rows[rows["step"] < first]  # none, if the parent itself forked later
+        if len(before):
+            parts.insert(0, before)
+            first = before["step"].iloc[0]
+    return pd.concat(parts), sum(len(part) for part in parts[:-1])
+
+
+def _series(loss: pd.DataFrame, branch: str, column: str, smooth: int) -> tuple[Series, int]:
+    rows, own = _with_history(loss, branch)
+    value = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    fine = np.isfinite(value)
+    rows, value = rows[fine], value[fine]
+    tokens = rows["tokens"] if "tokens" in rows else pd.Series(pd.NA, rows.index, dtype="Int64")
+    series = Series(
+        value=value,
+        smooth=running_median(value, smooth),
+        step=rows["step"].to_numpy(dtype=np.int64),
+        tokens=tokens.to_numpy(dtype=np.float64, na_value=np.nan),
+        own=int(fine[:own].sum()),
+    )
+    return series, int((~fine[own:]).sum())
+
+
+def _describe(event: Event, series: Series, rule: Rule, events: list[Event]) -> dict[str, object]:
+    value, size = series.value, len(series.value)
+    peak = event.onset + int(np.argmax(value[event.onset : event.end]))
+    height = float(value[peak]) - event.baseline
+    marks: dict[str, int | None] = {
+        "onset": event.onset,
+        "peak": peak,
+        "end": None if event.censored else event.end,
+        "recovery": None if event.censored else _recovery(event, series, events),
+    }
+    steps = {name: None if at is None else int(series.step[at]) for name, at in marks.items()}
+    tokens = {
+        f"{name}_tokens": None if at is None or np.isnan(seen := series.tokens[at]) else int(seen)
+        for name, at in marks.items()
+    }
+    # each sample stands for the steps up to the next one; the last of a log for as many as before
+    width = np.diff(series.step, append=2 * series.step[-1] - series.step[-2])
+    inside = slice(event.onset, event.end)
+    excess = np.maximum(value[inside] - event.baseline, 0.0)
+    return {
+        "channel": event.channel, **steps, **tokens,
+        "baseline": event.baseline, "sigma": event.sigma, "peak_loss": float(value[peak]),
+        "height": height, "z": height / event.sigma if event.sigma > 0 else np.nan,
+        "excess_area": float((excess * width[inside]).sum()),
+        "residual": _residual(event, series, rule, events),
+        "censored": event.censored, "points": min(event.end, size) - event.onset,
+    }  # fmt: skip
+
+
+def _recovery(event: Event, series: Series, events: list[Event]) -> int | None:
+    """First sample from the end on that is at the baseline, before the next sustained event."""
+    later = [e.onset for e in events if e.channel == "sustained" and e.onset >= event.end]
+    line = series.value if event.channel == "fast" else series.smooth
+    there = np.flatnonzero(line[event.end : min(later, default=len(line))] <= event.baseline)
+    return event.end + int(there[0]) if len(there) else None
+
+
+def _residual(event: Event, series: Series, rule: Rule, events: list[Event]) -> float:
+    """Median distance, after the event, from a + b log(tokens) fitted before it."""
+    if event.censored or event.channel == "fast":
+        return float("nan")
+    kept = np.ones(len(series.value), dtype=bool)
+    for other in events:
+        if other.channel == "sustained":
+            kept[other.onset : other.end] = False
+    clock = series.tokens if np.isfinite(series.tokens).all() else series.step.astype(np.float64)
+    kept &= clock > 0
+    half = max(rule.window // 2, rule.minimum)
+    before = np.flatnonzero(kept[: event.onset])[-half:]
+    after = event.end + np.flatnonzero(kept[event.end :])[:half]
+    if min(len(before), len(after)) < rule.minimum:
+        return float("nan")
+    # Theil and Sen's median of slopes: samples just before the onset may be up already
+    x, y = np.log(clock[before]), series.value[before]
+    i, j = np.triu_indices(len(x), 1)
+    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+    expected = np.median(y - slope * x) + slope * np.log(clock[after])
+    return float(np.median(series.value[after] - expected))
+
+
+def spike_score(
+    values: pd.Series | np.ndarray,
+    *,
+    window: int = 1000,
+    threshold: float = 7.0,
+    ddof: int = 0,
+) -> float:
+    """Percentage of values far from the rolling mean: the spike score of OLMo 2.
+
+    Parameters
+    ----------
+    values : array_like, shape (n,)
+        Loss or gradient norm, one per sample; values that are not finite are left out.
+    window : int
+        Values before the one that is judged, which is not among them. The first `window` values
+        are not judged, but count in the total.
+    threshold : float
+        Standard deviations, to either side.
+    ddof : int
+        0 divides the variance by `window`, 1 by ``window - 1``; the source does not say.
+
+    Returns
+    -------
+    float
+        From 0 to 100; NaN for fewer than ``window + 1`` values.
+
+    Notes
+    -----
+    "Percentage of values in a time series that are at least seven standard deviations away from a
+    rolling average of the last 1,000 values" (OLMo 2, arXiv 2501.00656, section 3.2). A spike
+    inflates the standard deviation that it is held against, so long spikes score low; use
+    `find_spikes` to find them. The score depends on how densely a log was sampled.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> values = np.sin(np.arange(200.0))
+    >>> values[150] = 9
+    >>> spike_score(values, window=100)
+    0.5
+    """
+    series = np.asarray(values, dtype=np.float64)
+    series = series[np.isfinite(series)]
+    if len(series) <= window:
+        return float("nan")
+    before = pd.Series(series).shift(1).rolling(window)
+    distance = np.abs(series - before.mean().to_numpy())
+    far = (distance >= threshold * before.std(ddof=ddof).to_numpy()) & (distance > 0)
+    return 100.0 * float(far.sum()) / len(series)
+
+
+def spike_gap(
+    loss: pd.DataFrame, branch: str, to: str, *, column: str = "loss", smooth: int = 5
+) -> pd.DataFrame:
+    """Gap of a branch to another at matched tokens, and its setback.
+
+    Parameters
+    ----------
+    loss : DataFrame
+        LOSS frame with both branches.
+    branch, to : str
+        The branch that spiked, and the reference.
+    column : str
+        Column to compare.
+    smooth : int
+        Samples of the centred running median from which the setback is taken; 1 for none. The
+        first time that a noisy reference is as low would otherwise be too early. The gap is not
+        smoothed.
+
+    Returns
+    -------
+    DataFrame
+        One row per step of `branch` that has a partner in `to` (or in its history): ``step``,
+        ``tokens``, ``value``, ``reference``, ``gap`` = value - reference (nat), ``setback_steps``,
+        ``setback_tokens``: how much earlier the reference was first at or below this value,
+        ``t - inf{t' : reference(t') <= value(t)}``. Negative where the branch is ahead; missing
+        where the reference never gets that low. A setback needs values that are comparable over
+        time: a held-out loss, or one on shuffled data, not one that follows the batch at hand.
+        Partners have equal tokens (equal steps if tokens
+        are missing for both).
+
+    Raises
+    ------
+    LogError
+        If a branch is not in the log, or no row has a partner.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> log = pd.DataFrame({
+    ...     "branch": ["n"] * 4 + ["s"] * 2, "parent": [None] * 4 + ["n"] * 2,
+    ...     "step": [1, 2, 3, 4, 3, 4], "tokens": [10, 20, 30, 40, 30, 40],
+    ...     "loss": [5.0, 4.0, 3.0, 2.0, 6.0, 4.0]})
+    >>> spike_gap(log, "s", "n", smooth=1)[["step", "gap", "setback_tokens"]]
+       step  gap  setback_tokens
+    0     3  3.0              20
+    1     4  2.0              20
+    """
+    _check(loss, column)
+    there = [str(name) for name in pd.unique(loss["branch"])]
+    for name in (branch, to):
+        if name not in there:
+            raise LogError(f"no branch {name!r} in the log; it has {there}")
+    mine, own = _with_history(loss, branch)
+    other, _ = _with_history(loss, to)
+    frames = []
+    for rows in (mine, other):
+        tokens = rows["tokens"] if "tokens" in rows else pd.Series(pd.NA, rows.index)
+        frame = pd.DataFrame({"step": rows["step"], "tokens": tokens}).astype("Int64")
+        frame["value"] = rows[column].astype("float64")
+        frame["smooth"] = median_to_the_edge(frame["value"].to_numpy(), smooth)
+        frames.append(frame.reset_index(drop=True))
+    left, right = frames[0].iloc[own:], frames[1]
+    clock = "step" if left["tokens"].isna().all() and right["tokens"].isna().all() else "tokens"
+    right = right[right[clock].notna()]
+    partner = right[[clock, "value"]].rename(columns={"value": "reference"})
+    both = left[left[clock].notna()].merge(partner, on=clock, how="inner")
+    if both.empty:
+        ends = ((branch, left[clock]), (to, right[clock]))
+        spans = "; ".join(f"{name!r} has {said.min()} … {said.max()}" for name, said in ends)
+        raise LogError(f"no {clock} is in both branches: {spans}")
+    both["gap"] = both["value"] - both["reference"]
+    # the lowest so far only falls: where it first is as low is found by bisection
+    lowest = right["smooth"].cummin().to_numpy(dtype=np.float64)
+    at = np.searchsorted(-lowest, -both["smooth"].to_numpy(dtype=np.float64))
+    reached = pd.Series((at < len(right)) & both["smooth"].notna().to_numpy())
+    for name in ("step", "tokens"):
+        then = right[name].iloc[np.minimum(at, len(right) - 1)].reset_index(drop=True)
+        setback = {"step": "setback_steps", "tokens": "setback_tokens"}[name]
+        both[setback] = (both[name] - then).where(reached)
+    return both[["step", "tokens", "value", "reference", "gap", "setback_steps", "setback_tokens"]]

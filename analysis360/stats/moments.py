@@ -1,0 +1,114 @@
+"""Norms, moments and counts of one tensor (S1 of the catalogue)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis360.stats.base import accumulator, statistic
+from analysis360.stats.tiles import magnitude
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "kurtosis", "l2_norm", "max_abs", "mean", "moment_sums", "nonfinite", "rms", "std",
+    "zero_fraction",
+]  # fmt: skip
+
+
+@accumulator(
+    {
+        "count": "sum", "mean": "moments", "m2": "moments", "m3": "moments", "m4": "moments",
+        "zeros": "sum", "nonfinite_count": "sum", "max_abs_value": "max",
+    }
+)  # fmt: skip
+def moment_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """Central moments about the tile's mean, counts and the largest magnitude.
+
+    Values are centred before they are squared: the variance of gains near 1, taken as a difference
+    of sums, loses its digits.
+    """
+    import torch
+
+    n = tensor.numel()
+    largest = magnitude(tensor)
+    centre = tensor.sum() / n
+    d = tensor - centre
+    square = d * d
+    values = (
+        torch.full_like(centre, n), centre,
+        square.sum(), torch.dot(square, d), torch.dot(square, square),
+        (n - torch.count_nonzero(tensor)).to(torch.float64), _nonfinite(tensor, largest), largest,
+    )  # fmt: skip
+    return torch.stack(values)
+
+
+def _nonfinite(tensor: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """Count NaN and infinities; the scan is skipped where reading one number back costs nothing."""
+    import torch
+
+    if tensor.device.type == "cpu" and bool(torch.isfinite(largest)):
+        return torch.zeros((), dtype=torch.float64)
+    return (tensor.numel() - torch.isfinite(tensor).sum()).to(torch.float64)
+
+
+@statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
+def l2_norm(count: float, mean: float, m2: float) -> float:
+    r"""Euclidean (Frobenius) norm.
+
+    :math:`\|W\|_F = \sqrt{\sum w^2}`, taken as :math:`\sqrt{M_2 + n\bar w^2}` from the merged
+    central moments. Not finite if the tensor holds a NaN or an infinity.
+
+    Notes
+    -----
+    ``torch.Tensor.norm`` in float32 on a CPU is 0.6 % low at 67 million elements and 10 % at 537
+    million; this one is right to 1e-6, and does not depend on the number of threads.
+    """
+    return float(np.sqrt(m2 + count * mean**2))
+
+
+@statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
+def rms(count: float, mean: float, m2: float) -> float:
+    r"""Root mean square, :math:`\|W\|_F/\sqrt n`: the norm without the size of the tensor."""
+    return float(np.sqrt(m2 / count + mean**2))
+
+
+@statistic(degree=1, invariant=("permutation", "transpose"))
+def mean(count: float, mean: float) -> float:
+    r"""Arithmetic mean, :math:`\frac1n\sum w`."""
+    return mean if count else float("nan")
+
+
+@statistic(degree=1, invariant=("sign", "permutation", "transpose"), low=0)
+def std(count: float, m2: float) -> float:
+    r"""Standard deviation about the mean, :math:`\sqrt{M_2/n}` (population, not :math:`n-1`)."""
+    return float(np.sqrt(m2 / count))
+
+
+@statistic(degree=1, invariant=("sign", "permutation", "transpose"), low=0)
+def max_abs(max_abs_value: float) -> float:
+    r"""Largest magnitude, :math:`\max|w|`; NaN if the tensor holds a NaN."""
+    return max_abs_value
+
+
+@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0, high=1)
+def zero_fraction(zeros: float, count: float) -> float:
+    """Fraction of elements that are exactly zero."""
+    return zeros / count
+
+
+@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0)
+def nonfinite(nonfinite_count: float) -> float:
+    """Number of NaN and infinite elements."""
+    return nonfinite_count
+
+
+@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=1)
+def kurtosis(count: float, m2: float, m4: float) -> float:
+    r"""Fourth standardised moment, :math:`n M_4/M_2^2`; 3 for a Gaussian (not the excess).
+
+    NaN for a tensor whose elements are all equal.
+    """
+    return count * m4 / m2**2 if m2 > 0 else float("nan")

@@ -1,0 +1,100 @@
+"""What a place where checkpoint files lie must be able to do: list them, and read byte ranges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from analysis360.errors import StorageError
+
+__all__ = ["Store"]
+
+
+class Store(ABC):
+    """The files of one checkpoint, readable by byte range.
+
+    A subclass lists its files once and reads ranges into memory that the caller owns, so that
+    buffers are allocated once and reused. `read_into` may be called from several threads.
+
+    Attributes
+    ----------
+    uri : str
+        Where the files are, for error messages.
+    """
+
+    uri: str
+
+    @abstractmethod
+    def files(self) -> Mapping[str, int]:
+        """Path of every file below the root, with forward slashes, to its size in bytes."""
+
+    @abstractmethod
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `path` from `offset` on.
+
+        Parameters
+        ----------
+        path : str
+            A key of `files()`.
+        offset : int
+            First byte, from 0.
+        buffer : memoryview
+            Writable, contiguous, of bytes (format ``"B"``); its length is what is read.
+
+        Raises
+        ------
+        StorageError
+            If not exactly ``len(buffer)`` bytes can be had. The content of `buffer` is then
+            undefined.
+        """
+
+    def close(self) -> None:  # noqa: B027 - a store with nothing to let go of need not say so
+        """Let go of connections and open files; reading afterwards opens them again."""
+
+    def read(self, path: str, offset: int, nbytes: int) -> bytes:
+        """Read `nbytes` bytes of `path` from `offset` on.
+
+        Raises
+        ------
+        StorageError
+            As `read_into`.
+        """
+        data = bytearray(nbytes)
+        self.read_into(path, offset, memoryview(data))
+        return bytes(data)
+
+    def check_range(self, path: str, offset: int, nbytes: int) -> int:
+        """Check that a range lies within a listed file, and return the file's size.
+
+        Raises
+        ------
+        StorageError
+            If there is no such file, or the range is not inside it.
+        """
+        files = self.files()
+        if path not in files:
+            near = ", ".join(sorted(files)[:5]) or "none"
+            raise StorageError(f"{self.uri}: no file {path!r}; of {len(files)} files: {near}")
+        size = files[path]
+        if offset < 0 or nbytes < 0 or offset + nbytes > size:
+            raise StorageError(
+                f"{self.uri}: {path}: bytes {offset}…{offset + nbytes} "
+                f"are not in a file of {size} bytes"
+            )
+        return size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"

@@ -1,0 +1,215 @@
+"""Checkpoints on the Hugging Face Hub, read by byte range: never a whole file, nothing on disk.
+
+Each file's address is resolved once per store. The Hub answers with a signed address at another
+host, to which the ranges go directly: its limits are on resolving, not on reading. The token stays
+with the Hub's own host.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import quote, urljoin
+
+import urllib3
+
+from analysis360.errors import RunNotFound, StorageError
+from analysis360.storage.http import HttpRanges, Target, origin, reason
+from analysis360.storage.transport import is_transient, wait_asked
+
+__all__ = ["HubStore", "list_files", "list_refs"]
+
+_HOPS = 5
+
+
+class HubStore(HttpRanges):
+    """One commit of a repository on the Hub.
+
+    Parameters
+    ----------
+    repo : str
+        ``"owner/name"``, with ``@revision`` at its end if `revision` is not given.
+    revision : str, optional
+        Commit hash, branch or tag; ``"main"`` by default. Give a commit hash to be sure that a
+        later run reads the same bytes.
+    files : mapping of str to int, optional
+        Paths and sizes if known; the repository is listed otherwise.
+    endpoint, token : str, optional
+        By default those of huggingface_hub (``HF_ENDPOINT``, ``HF_TOKEN``, the login on disk).
+    attempts, backoff, timeout
+        See `HttpRanges`.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str | None = None,
+        *,
+        files: Mapping[str, int] | None = None,
+        endpoint: str | None = None,
+        token: str | None = None,
+        attempts: int = 6,
+        backoff: float = 0.5,
+        timeout: float = 60.0,
+    ) -> None:
+        name, _, at = repo.strip("/").partition("@")
+        self.repo, self.revision = name, revision or at or "main"
+        self._endpoint, self._asked_token = _endpoint(endpoint), token
+        self._files = dict(files) if files is not None else None
+        self._commit: str | None = None
+        super().__init__(
+            f"hf://{name}@{self.revision[:12]}", self._endpoint, token=_token(token),
+            attempts=attempts, backoff=backoff, timeout=timeout,
+        )  # fmt: skip
+
+    def files(self) -> Mapping[str, int]:  # noqa: D102 - inherited
+        if self._files is None:
+            self._files = list_files(
+                self.repo, self.revision, endpoint=self._endpoint, token=self._asked_token
+            )
+        return self._files
+
+    def locate(self, path: str) -> Target:
+        """Resolve a file's address: one HEAD, or a few if the repository was renamed."""
+        _refuse_offline(f"{self.uri}: {path}")
+        url = f"{self._endpoint}/{self.repo}/resolve/{quote(self.revision, safe='')}/{quote(path)}"
+        for _ in range(_HOPS):
+            said, status = self._head(path, url)
+            self._check_commit(path, said)
+            moved = urljoin(url, said["Location"]) if status >= 300 else url
+            if status < 300 or origin(moved) != origin(url) or "X-Linked-Size" in said:
+                self._check_size(path, said)
+                return Target(moved, self.headers_for(moved), signed=moved != url)
+            url = moved  # renamed, or a small file served by another route of the same host
+        raise StorageError(f"{self.uri}: {path}: more than {_HOPS} redirects while resolving")
+
+    def _head(self, path: str, url: str) -> tuple[Mapping[str, str], int]:
+        patience = self.patience(f"{path}: resolving its address")
+        while True:
+            try:
+                response = self.request("HEAD", url, self.headers_for(url))
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if not is_transient(error):
+                    raise StorageError(f"{patience.what}: {error}") from error
+                patience.failed(f"{type(error).__name__}: {error}")
+                continue
+            response.drain_conn()
+            status, said = response.status, response.headers
+            if status in (408, 429, 500, 502, 503, 504):
+                patience.failed(f"status {status}", wait_asked(said))
+            elif status == 200 or (300 <= status < 400 and said.get("Location")):
+                return said, status
+            else:
+                raise StorageError(f"{patience.what}: status {status}{reason(said)}")
+
+    def _check_commit(self, path: str, said: Mapping[str, str]) -> None:
+        commit = said.get("X-Repo-Commit")
+        if commit and self._commit and commit != self._commit:
+            raise StorageError(
+                f"{self.uri}: {path}: {self.revision} moved from commit {self._commit} to {commit} "
+                "while it was read; open it by commit hash"
+            )
+        self._commit = commit or self._commit
+
+    def _check_size(self, path: str, said: Mapping[str, str]) -> None:
+        size, listed = said.get("X-Linked-Size") or said.get("Content-Length"), self.files()[path]
+        # A redirect without X-Linked-Size tells the length of its own, empty body.
+        if size is not None and size != str(listed) and not ("Location" in said and size == "0"):
+            raise StorageError(f"{self.uri}: {path}: listed with {listed} bytes, has {size}")
+
+
+def list_refs(
+    repo: str, endpoint: str | None = None, token: str | None = None
+) -> list[tuple[str, str]]:
+    """Branches, then tags, of a repository, each with the commit that it points to.
+
+    Raises
+    ------
+    RunNotFound
+        If the repository is missing, private, gated, or the Hub can't be asked.
+    """
+    with _explained(repo, None):
+        refs = _api(endpoint, token).list_repo_refs(repo)
+    return [(ref.name, ref.target_commit) for ref in (*refs.branches, *refs.tags)]
+
+
+def list_files(
+    repo: str, commit: str, endpoint: str | None = None, token: str | None = None
+) -> dict[str, int]:
+    """Path and size in bytes of every file of one commit (or branch, or tag).
+
+    Raises
+    ------
+    RunNotFound
+        If the repository or the revision is missing, private, gated, or the Hub can't be asked.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    with _explained(repo, commit):
+        tree = _api(endpoint, token).list_repo_tree(repo, recursive=True, revision=commit)
+        return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _endpoint(given: str | None) -> str:
+    from huggingface_hub import constants
+
+    # huggingface_hub reads the variable once, when it is imported; a notebook may set it later
+    return (given or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def _token(given: str | None) -> str | None:
+    from huggingface_hub import get_token
+
+    return given or get_token()
+
+
+def _api(endpoint: str | None, token: str | None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=_endpoint(endpoint), token=token, library_name="analysis360")
+
+
+def _refuse_offline(what: str) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise StorageError(f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it")
+
+
+@contextmanager
+def _explained(repo: str, revision: str | None) -> Iterator[None]:
+    """Say in one sentence what an error of huggingface_hub means for the run."""
+    from huggingface_hub import errors
+
+    where = f"hf://{repo}" + (f"@{revision}" if revision else "")
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise RunNotFound(
+            f"{where}: gated: ask for access at its page on the Hub, then log in with `hf auth "
+            "login` or set HF_TOKEN"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise RunNotFound(
+            f"{where}: no such repository, or a private one that this token may not read (the Hub "
+            "doesn't tell which); check the name, log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise RunNotFound(f"{where}: the repository has no such branch, tag or commit") from error
+    except errors.HFValidationError as error:
+        raise RunNotFound(f"{where}: not a repository name; it reads owner/name") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise RunNotFound(f"{where}: HF_HUB_OFFLINE is set, so the Hub is not asked") from error
+    except errors.HfHubHTTPError as error:
+        raise RunNotFound(f"{where}: the Hub refused: {error}") from error
+    except Exception as error:
+        if not _is_network(error):
+            raise
+        raise RunNotFound(f"{where}: the Hub can't be reached: {error}") from error
+
+
+def _is_network(error: Exception) -> bool:
+    """Whether an HTTP client raised this; which one depends on the version of huggingface_hub."""
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or package in ("httpx", "httpx2", "httpcore", "requests")

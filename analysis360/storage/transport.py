@@ -1,0 +1,164 @@
+"""Connections and patience: pools, proxies, TLS roots, back-off. Knows nothing of files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import re
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+
+from analysis360.errors import StorageError
+
+__all__ = ["Patience", "Pools", "is_transient", "wait_asked"]
+
+_LONGEST_WAIT = 300.0  # seconds; the Hub's limits are counted over five minutes
+_LONGEST_BACKOFF = 30.0  # seconds
+_CONNECTIONS = 16  # kept alive per host
+
+
+class Pools:
+    """Connection pools, direct and by proxy, as the environment tells.
+
+    ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY`` are honoured, and ``REQUESTS_CA_BUNDLE`` or
+    ``SSL_CERT_FILE`` for the TLS roots.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = urllib3.Timeout(connect=min(timeout, 20.0), read=timeout)
+        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+
+    def of(self, url: str) -> urllib3.PoolManager:
+        """Pool through which `url` is reached."""
+        proxy = _proxy(url)
+        with self._lock:
+            if proxy not in self._pools:
+                self._pools[proxy] = self._make(proxy)
+            return self._pools[proxy]
+
+    def _make(self, proxy: str) -> urllib3.PoolManager:
+        options: dict[str, Any] = {
+            "maxsize": _CONNECTIONS, "timeout": self._timeout, **_roots(),
+        }  # fmt: skip
+        if not proxy:
+            return urllib3.PoolManager(**options)
+        auth = urlsplit(proxy)
+        if auth.username:
+            secret = f"{auth.username}:{auth.password or ''}"
+            options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
+        return urllib3.ProxyManager(proxy, **options)
+
+    def close(self) -> None:
+        """Close all connections; later requests open new ones."""
+        with self._lock:
+            for pool in self._pools.values():
+                pool.clear()
+            self._pools.clear()
+
+
+def _proxy(url: str) -> str:
+    """Proxy for an address; empty if it is reached directly."""
+    parts, proxies = urlsplit(url), getproxies()
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if not found or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return ""
+    return found if "://" in found else f"http://{found}"
+
+
+def _roots() -> dict[str, str]:
+    """TLS roots: those named in the environment, the system's, or certifi's if there are none."""
+    named = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    if named:
+        return {"ca_cert_dir" if os.path.isdir(named) else "ca_certs": named}
+    system = ssl.get_default_verify_paths()
+    if system.cafile or (system.capath and os.listdir(system.capath)):
+        return {}
+    try:
+        return {"ca_certs": importlib.import_module("certifi").where()}
+    except ImportError:
+        return {}
+
+
+class Patience:
+    """Counts failures in a row, waits between them, and gives up with a full account.
+
+    Parameters
+    ----------
+    what : str
+        Start of the error message: where and what was being read.
+    attempts : int
+        Failures in a row that end it.
+    backoff : float
+        Seconds before the first repetition.
+    """
+
+    def __init__(self, what: str, attempts: int, backoff: float) -> None:
+        self.what, self.attempts, self.backoff = what, attempts, backoff
+        self.failures = 0
+
+    def progress(self) -> None:
+        """Forget earlier failures: something arrived."""
+        self.failures = 0
+
+    def failed(self, reason: str, wait: float | None = None) -> None:
+        """Wait before the next attempt, as long as the server asked or by exponential back-off.
+
+        Raises
+        ------
+        StorageError
+            If that was the last attempt.
+        """
+        self.failures += 1
+        if self.failures >= self.attempts:
+            raise StorageError(
+                f"{self.what}: {reason}; given up after {self.failures} attempts without progress"
+            )
+        if wait is None:
+            doubled = self.backoff * 2 ** (self.failures - 1)
+            wait = min(doubled, _LONGEST_BACKOFF) * random.uniform(0.5, 1.5)
+        time.sleep(wait)
+
+
+def wait_asked(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, 300 at most; None if it doesn't say.
+
+    Read are ``Retry-After`` (seconds or a date) and ``t=`` of the Hub's ``RateLimit``.
+
+    Examples
+    --------
+    >>> wait_asked({"Retry-After": "7"}), wait_asked({"RateLimit": '"api";r=0;t=55'})
+    (7.0, 55.0)
+    >>> wait_asked({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), wait_asked({})
+    (0.0, None)
+    """
+    said = headers.get("Retry-After", "").strip()
+    seconds: float | None = None
+    if said.isdecimal():
+        seconds = float(said)
+    elif said:
+        try:
+            at = parsedate_to_datetime(said)
+            seconds = (at.astimezone(UTC) - datetime.now(UTC)).total_seconds()
+        except ValueError:
+            seconds = None
+    else:
+        limit = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+        seconds = float(limit[1]) if limit else None
+    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_WAIT)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether trying again may help: not if the certificate or the address itself is wrong."""
+    wrong = (urllib3.exceptions.LocationValueError, urllib3.exceptions.InvalidHeader)
+    return not isinstance(error, wrong) and "CERTIFICATE_VERIFY_FAILED" not in str(error)

@@ -1,0 +1,132 @@
+import contextlib
+import http.server
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from hub_server import Fault, HubServer
+
+from analysis360.errors import StorageError
+from analysis360.storage import open_store
+from analysis360.storage.http import HttpStore
+from analysis360.storage.transport import Patience, Pools, wait_asked
+from analysis360.testing import StoreTests
+
+REPO = "owner/name"
+
+
+@contextlib.contextmanager
+def served(tmp_path, contents):
+    """The files of one branch, at a plain address: the hub's resolve route."""
+    for path, data in contents.items():
+        full = tmp_path / REPO / "main" / path
+        full.parent.mkdir(parents=True, exist_ok=True)
+        full.write_bytes(data)
+    with HubServer(tmp_path) as server:
+        yield server, f"{server.endpoint}/{REPO}/resolve/main/"
+
+
+class TestHttpStore(StoreTests):
+    @pytest.fixture
+    def store(self, tmp_path):
+        sizes = {path: len(data) for path, data in self.contents.items()}
+        with served(tmp_path, self.contents) as (_, root), open_store(root, files=sizes) as store:
+            yield store
+
+
+def test_redirect_is_followed_once_per_file_and_the_token_stays(tmp_path):
+    with served(tmp_path, {"a.bin": bytes(1000)}) as (server, root):
+        with HttpStore(root, files={"a.bin": 1000}, token="secret") as store:
+            for i in range(5):
+                store.read("a.bin", i * 10, 10)
+        assert server.count("GET", "api") == 1
+        assert server.count("GET", "cdn") == 5
+        assert {(r.host, r.authorized) for r in server.log} == {("api", True), ("cdn", False)}
+
+
+def test_listing_is_needed():
+    with pytest.raises(StorageError, match="http://host/: an HTTP server has no listing"):
+        open_store("http://host/")
+
+
+def test_wrong_size_in_the_listing(tmp_path):
+    with served(tmp_path, {"a.bin": bytes(1000)}) as (_, root):
+        with HttpStore(root, files={"a.bin": 999}) as store:
+            with pytest.raises(StorageError, match="listed with 999 bytes, the server says 1000"):
+                store.read("a.bin", 0, 10)
+
+
+def test_whole_small_file_may_come_with_status_200(tmp_path):
+    with served(tmp_path, {"a.bin": b"0123456789"}) as (server, root):
+        server.faults = [Fault("ignore_range")]
+        with HttpStore(root, files={"a.bin": 10}) as store:
+            assert store.read("a.bin", 0, 10) == b"0123456789"
+
+
+def test_redirect_loop_ends():
+    class Loop(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Loop)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        with HttpStore(f"http://127.0.0.1:{server.server_port}/", files={"a": 5}) as store:
+            with pytest.raises(StorageError, match="a: bytes 0…5: more than 5 redirects"):
+                store.read("a", 0, 5)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_refused_connection_is_given_up_with_an_account():
+    with HttpStore("http://127.0.0.1:9/", files={"a": 5}, attempts=3, backoff=0.001) as store:
+        with pytest.raises(StorageError, match=r"a: bytes 0…5: .*given up after 3 attempts"):
+            store.read("a", 0, 5)
+
+
+def test_retry_after_in_seconds_and_as_a_date():
+    assert wait_asked({"Retry-After": "3"}) == 3.0
+    assert wait_asked({"Retry-After": "99999"}) == 300.0
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    assert 18 <= wait_asked({"Retry-After": soon}) <= 20
+    assert wait_asked({"Retry-After": "soon"}) is None
+
+
+def test_patience_doubles_and_ends(monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    patience = Patience("what", attempts=4, backoff=1.0)
+    for _ in range(3):
+        patience.failed("broken")
+    for wait, low in zip(waits, (0.5, 1.0, 2.0)):
+        assert low <= wait <= 3 * low
+    with pytest.raises(StorageError, match="what: broken; given up after 4 attempts"):
+        patience.failed("broken")
+
+
+def test_proxies_and_roots_come_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:pass@proxy.example:3128")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,.internal")
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/roots.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    pools = Pools(10.0)
+    through = pools.of("https://huggingface.co/a")
+    assert through.proxy.host == "proxy.example" and through.proxy.port == 3128
+    assert "proxy-authorization" in through.proxy_headers
+    assert through.connection_pool_kw["ca_cert_dir"] == str(tmp_path)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    direct = pools.of("http://127.0.0.1:80/a")
+    assert direct.proxy is None
+    assert direct.connection_pool_kw["ca_certs"] == "/etc/roots.pem"
+    assert pools.of("https://cas.internal/a") is direct
+    assert pools.of("http://huggingface.co/a") is not through
+    pools.close()
