@@ -18,6 +18,7 @@ __all__ = ["compare_branches", "rank_layers", "shares"]
 
 MATCHED = "matched"
 NO_PARTNER = "no partner"
+OTHER_REFERENCE = "other reference"
 
 _TENSOR = ["name", "layer", "module", "param", "expert", "head"]
 _ROW = [*_TENSOR, "state", "against"]
@@ -55,8 +56,9 @@ def compare_branches(
         `branch` (``number, step, tokens``), ``tokens_since``, ``statistic``, ``value`` (of
         `branch`), ``reference`` (of `to`), ``difference`` = value - reference, ``log2_ratio`` =
         log2(value / reference), NaN unless both are positive and finite, and ``status``:
-        ``"matched"``, or ``"no partner"`` where the checkpoint, or the tensor in it, is in one
-        branch only. Checkpoints of `to` alone are left out.
+        ``"matched"``; ``"no partner"`` where the checkpoint, or the tensor in it, is in one branch
+        only; ``"other reference"`` where both were measured against a checkpoint, but not of the
+        same step. Checkpoints of `to` alone are left out.
 
     Raises
     ------
@@ -151,12 +153,15 @@ def _one_run(
 ) -> pd.DataFrame:
     """All rows of one run, in the order of the table, those of `to` alone at the end."""
     wide = _pairs(mine, other, clock, statistics)
+    elsewhere = _other_reference(wide)
+    wide.loc[elsewhere, [f"{name} of to" for name in statistics]] = np.nan
     fork = _fork(wide, rows, mine, other, statistics) if clock == "tokens" else None
     since = wide["tokens"] - fork if fork is not None else pd.Series(pd.NA, wide.index)
     wide["tokens_since"] = since.astype("Int64").where(lambda s: s >= 0)
     wide["run"] = str(rows["run"].iloc[0])
     wide["run"] = wide["run"].astype("str")
     wide["status"] = np.where(wide["found"] == "both", MATCHED, NO_PARTNER)
+    wide.loc[elsewhere, "status"] = OTHER_REFERENCE
     wide["status"] = wide["status"].astype("str")
     fixed = [column for column in _COLUMNS if column in wide]
     pieces = []
@@ -178,9 +183,11 @@ def _pairs(
 ) -> pd.DataFrame:
     """Rows of both branches side by side; `found` says in which."""
     points = mine[_CHECKPOINT].drop_duplicates().dropna(subset=[clock]).set_index(clock)
-    right = other[[*_ROW, clock, *statistics]].rename(columns={n: f"{n} of to" for n in statistics})
+    against = [c for c in ("reference_step",) if c in mine]
+    right = other[[*_ROW, clock, *against, *statistics]]
+    right = right.rename(columns={n: f"{n} of to" for n in (*against, *statistics)})
     right = right[right[clock].isin(points.index)]
-    left = mine[[*_ROW, *_CHECKPOINT, *statistics]].assign(order=np.arange(len(mine)))
+    left = mine[[*_ROW, *_CHECKPOINT, *against, *statistics]].assign(order=np.arange(len(mine)))
     # a missing clock has no partner, though pandas would match missing with missing
     known = left[clock].notna()
     wide = left[known].merge(right, on=[*_ROW, clock], how="outer", indicator="found")
@@ -188,6 +195,14 @@ def _pairs(
     for column in set(_CHECKPOINT) - {clock}:
         wide[column] = wide[column].fillna(wide[clock].map(points[column]))
     return wide.reset_index(drop=True)
+
+
+def _other_reference(wide: pd.DataFrame) -> pd.Series:
+    """Rows whose two sides were measured against checkpoints of different steps."""
+    if "reference_step" not in wide:
+        return pd.Series(False, wide.index)
+    one, other = wide["reference_step"], wide["reference_step of to"]
+    return (one.notna() & other.notna() & (one != other)).fillna(False).astype(bool)
 
 
 def _fork(

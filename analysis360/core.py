@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
 
-from analysis360.errors import CheckpointNotFound
+from analysis360.errors import CheckpointNotFound, FormatError
 
 __all__ = [
     "DTYPE_BYTES",
@@ -219,11 +220,33 @@ class LearningRate:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """`branch` left `parent` after the checkpoint `number` of the parent."""
+    """`branch` left `parent` after the checkpoint `number`, or the step `step`, of the parent.
+
+    Exactly one of the two is given.
+
+    Raises
+    ------
+    FormatError
+        If none or both are.
+
+    Examples
+    --------
+    >>> Fork("spike", "normal", 160).number, Fork("rerun", "main", step=12_000).step
+    (160, 12000)
+    """
 
     branch: str
     parent: str
-    number: int
+    number: int | None = None
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.number is None) == (self.step is None):
+            given = "both" if self.step is not None else "neither"
+            raise FormatError(
+                f"fork of {self.branch!r} from {self.parent!r}: expected a number or a step of the "
+                f"parent's checkpoint, got {given}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +296,44 @@ class Checkpoint:
         return -1 if known is None else known
 
 
-Selector = int | str | slice | Iterable[Any] | None
+Selector = SupportsIndex | str | slice | Iterable[Any] | None
+"""What `Run.select` takes: a scalar, a slice or an iterable, also of numpy or pandas."""
+
+
+def _frozen(wanted: Selector) -> Selector:
+    """Plain Python values, which can be compared again and again: a generator ends after once.
+
+    Raises
+    ------
+    TypeError
+        If it can't select anything.
+    """
+    if wanted is None or isinstance(wanted, str):
+        return wanted
+    if isinstance(wanted, slice):
+        return slice(_plain(wanted.start), _plain(wanted.stop))
+    if (
+        isinstance(wanted, Iterable) and getattr(wanted, "ndim", None) != 0
+    ):  # numpy has 0-d iterables
+        return tuple(_plain(value) for value in wanted)
+    value = _plain(wanted)
+    if not isinstance(value, Real):
+        raise TypeError(f"cannot select by {wanted!r}: give a number, a text, a slice or a list")
+    return value  # type: ignore[return-value]  # a fraction equals no number: nothing is left
+
+
+def _plain(value: Any) -> Any:
+    """Give a number of numpy or pandas as an int if it is a whole one; what is missing as None."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):  # a column with missing values is one of floats
+        number = float(value)
+        return None if math.isnan(number) else int(number) if number.is_integer() else number
+    return value
 
 
 def _chosen(value: object, wanted: Selector) -> bool:
@@ -286,9 +346,7 @@ def _chosen(value: object, wanted: Selector) -> bool:
         low = wanted.start is None or value >= wanted.start
         high = wanted.stop is None or value <= wanted.stop
         return bool(low and high)
-    if isinstance(wanted, (str, int)):
-        return value == wanted
-    return value in set(wanted)
+    return value in wanted if isinstance(wanted, tuple) else value == wanted
 
 
 @dataclass(frozen=True)
@@ -327,6 +385,10 @@ class Run:
     layers: Selector = None
     modules: Selector = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _frozen(self.layers))
+        object.__setattr__(self, "modules", _frozen(self.modules))
+
     @property
     def checkpoints(self) -> pd.DataFrame:
         """One row per checkpoint: branch, number, step, tokens, name, files, bytes, revision."""
@@ -363,7 +425,7 @@ class Run:
         branch, number, step, layers, modules : scalar, slice or iterable, optional
             What to keep. Slices include both ends. `modules` are names as in `Label.module`;
             ``"attn"`` keeps ``"attn.q"`` and so on. Tensors outside the blocks have no layer and
-            are left out when `layers` is given.
+            are left out when `layers` is given. Scalars and columns of numpy and pandas will do.
 
         Returns
         -------
@@ -373,28 +435,36 @@ class Run:
         ------
         CheckpointNotFound
             If no checkpoint is left.
+        TypeError
+            If a selection is none of these.
         """
+        branch, number, step = _frozen(branch), _frozen(number), _frozen(step)
         kept = tuple(
             c for c in self.entries
             if _chosen(c.branch, branch) and _chosen(c.number, number) and _chosen(c.step, step)
         )  # fmt: skip
         if not kept:
             asked = {"branch": branch, "number": number, "step": step}
-            named = ", ".join(f"{k}={v!r}" for k, v in asked.items() if v is not None)
+            shown = {k: list(v) if isinstance(v, tuple) else v for k, v in asked.items()}
+            named = ", ".join(f"{k}={v!r}" for k, v in shown.items() if v is not None)
             raise CheckpointNotFound(
                 f"{self.name}: no checkpoint with {named}; there are {self._summary()}"
             )
-        frozen = _freeze(layers, self.layers), _freeze(modules, self.modules)
-        return replace(self, entries=kept, layers=frozen[0], modules=frozen[1])
+        return replace(
+            self,
+            entries=kept,
+            layers=self.layers if layers is None else layers,
+            modules=self.modules if modules is None else modules,
+        )
 
     def keeps(self, label: Label) -> bool:
         """Whether a tensor of this label is in the selection of layers and modules."""
         if not _chosen(label.layer, self.layers):
             return False
         wanted = self.modules
-        if wanted is None:
-            return True
-        names = [wanted] if isinstance(wanted, str) else list(wanted)  # type: ignore[arg-type]
+        if wanted is None or isinstance(wanted, slice):
+            return _chosen(label.module, wanted)
+        names = wanted if isinstance(wanted, tuple) else (wanted,)
         return any(label.module == n or label.module.startswith(f"{n}.") for n in names)
 
     def _summary(self) -> str:
@@ -407,14 +477,6 @@ class Run:
     def __repr__(self) -> str:
         total = sum(sum(c.files.values()) for c in self.entries)
         return f"Run {self.name!r} at {self.home}: {self._summary()}; {total / 1e9:,.3g} GB"
-
-
-def _freeze(new: Selector, old: Selector) -> Selector:
-    if new is None:
-        return old
-    if isinstance(new, (str, int, slice)):
-        return new
-    return tuple(new)
 
 
 def _states(files: Mapping[str, int]) -> str:

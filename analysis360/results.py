@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis360.errors import StorageError, TableError
+from analysis360.errors import StatisticError, StorageError, TableError
 from analysis360.stats import SCALARS, Statistic, merge, statistics
 from analysis360.stats.base import Values, accumulators, wholes
 from analysis360.table import INFO, KEY, check_table
@@ -39,7 +40,6 @@ SCHEMA = pa.schema(
     + [pa.field(c, pa.int64() if t == "Int64" else pa.string()) for c, t in (KEY | INFO).items()]
     + [pa.field(n, pa.float64()) for n in NUMBERS]
     + [
-        pa.field("reference", pa.string()),
         pa.field("block", pa.int32()),
         pa.field("measure", pa.string()),
         pa.field("values", pa.list_(pa.float64())),
@@ -72,10 +72,21 @@ class Parts:
         self.folder = folder
         self._rows: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
-        if folder is not None:
-            (folder / "parts").mkdir(parents=True, exist_ok=True)
-            for aside in (folder / "parts").glob("*.aside"):
-                aside.unlink()
+
+    def clean(self) -> None:
+        """Put away what an earlier writer left unfinished; only the writer may do this.
+
+        A damaged part is set aside with a warning, and its jobs count as not done.
+        """
+        if self.folder is None:
+            return
+        folder = self.folder / "parts"
+        folder.mkdir(parents=True, exist_ok=True)
+        for aside in folder.glob("*.aside"):
+            aside.unlink()
+        for path in sorted(folder.glob("part-*.parquet")):
+            if _read_part(path) is None:
+                os.replace(path, path.with_suffix(".parquet.damaged"))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take the rows of one finished job."""
@@ -101,22 +112,11 @@ class Parts:
             pq.write_table(table, file, compression="zstd")
 
     def tables(self) -> Iterable[pa.Table]:
-        """All parts; a damaged one is set aside with a warning, and its jobs count as not done."""
+        """All parts that can be read."""
         yield from self._tables
-        if self.folder is None:
-            return
-        for path in sorted((self.folder / "parts").glob("part-*.parquet")):
-            try:
-                table = pq.read_table(path)
-            except (pa.ArrowException, OSError) as error:
-                _log.warning("%s is damaged (%s); its jobs are measured again", path, error)
-                os.replace(path, path.with_suffix(".parquet.damaged"))
-                continue
-            if table.schema.names != SCHEMA.names:
-                raise TableError(
-                    f"{path}: written by another version; columns {table.schema.names}"
-                )
-            yield table
+        if self.folder is not None:
+            paths = sorted((self.folder / "parts").glob("part-*.parquet"))
+            yield from (table for p in paths if (table := _read_part(p)) is not None)
 
     def done(self) -> dict[str, set[str]]:
         """Measures that each job has finished."""
@@ -129,13 +129,29 @@ class Parts:
 
     def rows(self, jobs: Iterable[str]) -> pd.DataFrame:
         """Rows of the given jobs, as a frame with the columns of `SCHEMA`."""
-        tables = list(self.tables())
-        frame: pd.DataFrame = pa.concat_tables(tables or [SCHEMA.empty_table()]).to_pandas()
-        frame = frame[frame["job"].isin(set(jobs)) & (frame["block"] >= -1)]
-        # A job that was measured in two goes has two sets of rows only if both were complete.
-        return frame.drop_duplicates(
-            ["branch", "number", "step", "name", "state", "against", "block", "measure"]
-        )
+        wanted = pa.array(list(jobs), pa.string())
+        kept = [
+            table.filter(
+                pc.and_(
+                    pc.is_in(table["job"], value_set=wanted),
+                    pc.greater_equal(table["block"], -1),  # -2 marks that a job is done
+                )
+            )
+            for table in self.tables()
+        ]
+        frame: pd.DataFrame = pa.concat_tables(kept or [SCHEMA.empty_table()]).to_pandas()
+        return frame
+
+
+def _read_part(path: Path) -> pa.Table | None:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        _log.warning("%s is damaged (%s); its jobs count as not measured", path, error)
+        return None
+    if table.schema.names != SCHEMA.names:
+        raise TableError(f"{path}: written by another version; columns {table.schema.names}")
+    return table
 
 
 @contextmanager
@@ -190,10 +206,10 @@ def tabulate(rows: pd.DataFrame, wanted: Sequence[str], by: str = "tensor") -> p
     infos: list[pd.DataFrame] = []
     for measure, part in rows.groupby("measure", sort=False):
         name = str(measure).split("@")[0]
-        if name in wholes and by != "tensor":
-            continue
         info, columns = _merged(part, name, LEVELS[by])
         infos.append(info)
+        if name in wholes and by != "tensor":
+            continue  # nothing merges: the rows are there, and NaN
         for position, key in enumerate(info.index):
             held = results.setdefault(key, {})
             for column, field in enumerate(columns[0]):
@@ -243,12 +259,16 @@ def _numel(part: pd.DataFrame, code: npt.NDArray[np.intp]) -> Values:
 def _share_fields(
     results: dict[tuple[Any, ...], dict[str, float]], info: pd.DataFrame, keys: list[str]
 ) -> None:
-    """Let a comparison see the sums of its tensor measured alone."""
-    at = keys.index("against")
+    """Let a comparison see its tensor's own sums, and the moments those of their weights."""
+    at, state = keys.index("against"), keys.index("state")
     for key in info.index:
+        mine = results.setdefault(key, {})
+        other = list(key)
         if key[at]:
-            alone = results.get((*key[:at], "", *key[at + 1 :]), {})
-            results[key] = {**alone, **results[key]}
+            other[at] = ""
+        elif key[state] == "adam":
+            other[state] = "weight"
+        results[key] = {**results.get(tuple(other), {}), **mine}
 
 
 def _table(
@@ -260,13 +280,18 @@ def _table(
     columns: dict[str, list[float]] = {entry.name: [] for entry in entries}
     scalars = _scalars(info)
     pair = {entry.name: any(m.pair for m in entry.measures) for entry in entries}
-    at = keys.index("against")
+    moments = {entry.name: any(m.named_states for m in entry.measures) for entry in entries}
+    at, state = keys.index("against"), keys.index("state")
     with np.errstate(all="ignore"):
         for position, key in enumerate(info.index):
             known = {**scalars[position], **results[key]}
             for entry in entries:
-                fits = pair[entry.name] == bool(key[at]) and all(n in known for n in entry.inputs)
-                columns[entry.name].append(_call(entry, known) if fits else np.nan)
+                fits = (
+                    pair[entry.name] == bool(key[at])
+                    and moments[entry.name] == (key[state] == "adam")
+                    and all(n in known for n in entry.inputs)
+                )
+                columns[entry.name].append(_call(entry, known, key) if fits else np.nan)
     table = info.reset_index(drop=True)[[*KEY, *INFO]].copy()
     for column in KEY:
         if column not in keys:
@@ -290,8 +315,27 @@ def _scalars(info: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _call(entry: Statistic, known: Mapping[str, Any]) -> float:
-    return float(entry.function(**{name: known[name] for name in entry.inputs}))
+def _call(entry: Statistic, known: Mapping[str, Any], key: tuple[Any, ...]) -> float:
+    try:
+        return float(entry.function(**{name: known[name] for name in entry.inputs}))
+    except Exception as error:
+        where = " ".join(str(k) for k in key if k != "")
+        raise StatisticError(f"{where}: statistic {entry.name!r} failed: {error}") from error
+
+
+def _needed(names: Sequence[str], measured: Collection[str]) -> set[str]:
+    """Measures that statistics rest on; an error if one was not part of the plan."""
+    needed = set()
+    for name in names:
+        for measure in statistics[name].measures:
+            key = measure_key(measure.name, measure.version)
+            if key not in measured:
+                raise TableError(
+                    f"{name!r} rests on {key!r}, which this folder does not hold; it holds "
+                    f"{', '.join(measured)}; plan and run with {name!r} to add it"
+                )
+            needed.add(key)
+    return needed
 
 
 def load_table(
@@ -305,11 +349,13 @@ def load_table(
     Parameters
     ----------
     path : path
-        Folder that ``plan.run(path)`` wrote; it may still be unfinished.
+        Folder that ``plan.run(path)`` wrote. Of an unfinished one only the tensors that are whole
+        are given, with a warning in the log, and only by tensor.
     by : {"tensor", "layer", "module", "all"}
         Level. Sums are merged over the tensors of a level before the statistic is taken, so a
-        layer's RMS is that of all its elements and a norm is :math:`\sqrt{\sum\|\cdot\|^2}`;
-        ratios are never averaged. Spectra do not merge and are NaN above ``"tensor"``.
+        layer's RMS is that of all its elements (a module's, over all layers) and a norm is
+        :math:`\sqrt{\sum\|\cdot\|^2}`; ratios are never averaged. Spectra do not merge and are
+        NaN above ``"tensor"``.
     statistics : sequence of str, optional
         Any registered statistics whose sums were measured; by default those of the plan.
 
@@ -321,19 +367,33 @@ def load_table(
     Raises
     ------
     TableError
-        If there is no plan in the folder, or a part cannot be read.
+        If there is no plan in the folder, a statistic's sums are not in it, or it is unfinished and
+        a coarser level is asked for.
     StatisticError
         If a statistic is unknown.
     """
     folder = Path(path)
     plan = _read_json(folder / "plan.json")
     wanted = list(plan["statistics"] if statistics is None else statistics)
-    rows = Parts(folder).rows(job["key"] for job in plan["jobs"])
+    needed, parts = _needed(wanted, plan["measures"]), Parts(folder)
+    done = parts.done()
+    jobs = {job["key"]: [block[0] for block in job["blocks"]] for job in plan["jobs"]}
+    left = [key for key in jobs if not needed <= done.get(key, set())]
+    rows = parts.rows(jobs)
+    if left:
+        said = f"{folder} is unfinished: {len(jobs) - len(left)} of {len(jobs)} jobs are done"
+        if by != "tensor":
+            raise TableError(f"{said}; by={by!r} needs all, run the plan again to finish")
+        _log.warning("%s; tensors that are not whole are left out", said)
+        rows = rows[~rows["name"].isin({name for key in left for name in jobs[key]})]
     return tabulate(rows, wanted, by)
 
 
 def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a results folder says of its origin: checkpoints, commits, versions, bytes.
+
+    ``finished`` is None until the plan was run to its end; ``bytes_read`` and ``seconds`` are of
+    the last time it ran.
 
     Raises
     ------
@@ -344,17 +404,10 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     plan = _read_json(folder / "plan.json")
     written = folder / "provenance.json"
     said = _read_json(written) if written.exists() else {"finished": None}
-    kept = (
-        "run",
-        "checkpoints",
-        "statistics",
-        "states",
-        "against",
-        "nbytes",
-        "requests",
-        "skipped",
-    )
-    return {name: plan[name] for name in kept} | said
+    if said.get("plan") != plan["key"]:  # of another plan that was run here
+        said = {"finished": None}
+    kept = ["run", "checkpoints", "statistics", "states", "against", "skipped"]
+    return {name: plan[name] for name in [*kept, "nbytes", "requests"]} | said
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pandas as pd
 
@@ -40,12 +43,14 @@ and Pythia, Megatron."""
 class _Layout:
     """How names of folders, files or refs say branch, number, step and tokens."""
 
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[re.Pattern[str], ...] = ()
     steps_per_number: int | None = None
     tokens_per_step: int | None = None
     unnamed_branch: str = "main"
     unstepped: tuple[str, ...] = ()
     folder: str = "."
+    said: bool = False
+    """Whether the patterns were given, so that what they don't match is no checkpoint."""
 
     def place(self, name: str) -> tuple[str, int | None, int | None, int | None] | None:
         """Branch, number, step and tokens of a name; None if it is no checkpoint's."""
@@ -55,13 +60,20 @@ class _Layout:
                 continue
             said = match.groupdict()
             branch = said.get("branch") or self.unnamed_branch
-            number = int(said["number"]) if said.get("number") else None
-            step = int(said["step"]) if said.get("step") else None
+            number, step = (_digits(said.get(k), k, name, pattern) for k in ("number", "step"))
             if branch not in self.unstepped:
                 step = step if step is not None else _times(number, self.steps_per_number)
                 return branch, number, step, _times(step, self.tokens_per_step)
             return branch, number, step, None
         return None
+
+
+def _digits(text: str | None, kind: str, name: str, pattern: re.Pattern[str]) -> int | None:
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise FormatError(f"pattern {pattern.pattern!r} takes {text!r} of {name!r} for a {kind}")
+    return int(text)
 
 
 def _times(a: int | None, b: int | None) -> int | None:
@@ -99,7 +111,12 @@ def open_run(
     RunNotFound
         If there is no such folder, name or repository, or no access to it.
     CheckpointNotFound
-        If nothing in it is named like a checkpoint.
+        If nothing in it is named like a checkpoint, or nothing matches the pattern that was given.
+    FormatError
+        If ``analysis360.toml`` says something that cannot be true, or two checkpoints of a branch
+        have the same number and step.
+    StorageError
+        If the Hub can't be reached.
 
     Notes
     -----
@@ -115,15 +132,18 @@ def open_run(
     if isinstance(source, Mapping):
         return open_memory(source)
     text = os.fspath(source)
-    asked = _Layout((_compiled(pattern),) if pattern else (), steps_per_number, tokens_per_step)
-    path = Path(text[len("file://") :] if text.startswith("file://") else text)
+    try:
+        patterns = () if pattern is None else (_compiled(pattern),)
+    except ValueError as error:
+        raise RunNotFound(str(error)) from error
+    asked = _Layout(patterns, steps_per_number, tokens_per_step, said=bool(patterns))
+    path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
     if path.exists():
         return _open_folder(path, asked)
     if text in _catalogue():
-        said = tomllib.loads(
-            (files("analysis360.catalog") / "runs" / f"{text}.toml").read_text("utf-8")
-        )
-        return _open_hub(str(said["source"]).removeprefix("hf://"), said, asked)
+        file = files("analysis360.catalog") / "runs" / f"{text}.toml"
+        said = _description(file.read_text("utf-8"), f"catalogue run {text}")
+        return _open_hub(said["source"].removeprefix("hf://"), said, asked)
     repository = text.removeprefix("hf://")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not text.startswith((".", "/")):
         return _open_hub(repository, {}, asked)
@@ -170,46 +190,161 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise RunNotFound(f"pattern {pattern!r} is not a regular expression: {error}") from error
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
     if not {"step", "number"} & set(compiled.groupindex):
-        raise RunNotFound(f"pattern {pattern!r} names neither a step nor a number")
+        raise ValueError(f"pattern {pattern!r} names neither a step nor a number")
     return compiled
+
+
+class _Key(NamedTuple):
+    """What a value of a description must be, in words and as a test, and what is made of it."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+    make: Callable[[Any], Any] = lambda value: value
+
+
+def _is_number(value: object) -> bool:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(text, str) for text in value)
+    )
+
+
+_TEXT = _Key("a text", lambda v: isinstance(v, str))
+_TEXTS = _Key(
+    "a text or a list of texts", _are_texts, lambda v: (v,) if isinstance(v, str) else tuple(v)
+)
+_COUNT = _Key("a whole number from 1 on", lambda v: _is_whole(v) and v >= 1)
+_STEP = _Key("a whole number from 0 on", lambda v: _is_whole(v) and v >= 0)
+_SIZE = _Key("a number from 0 on", lambda v: _is_number(v) and v >= 0, float)
+_BETA = _Key("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1, float)
+
+_KEYS: Mapping[str, Any] = {
+    "name": _TEXT, "title": _TEXT, "source": _TEXT, "family": _TEXT,
+    "checkpoints": {
+        "pattern": _TEXT, "folder": _TEXT, "steps_per_number": _COUNT, "tokens_per_step": _COUNT,
+        "unnamed_branch": _TEXT, "unstepped_branches": _TEXTS,
+    },
+    "adam": {
+        "beta1": _BETA, "beta2": _BETA, "eps": _SIZE, "weight_decay": _SIZE, "clip": _SIZE,
+        "lr": _SIZE,
+    },
+    "learning_rate": {"peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT},
+    "forks": [{"branch": _TEXT, "parent": _TEXT, "number": _STEP, "step": _STEP}],
+    "events": [{"branch": _TEXT, "step": _STEP, "label": _TEXT}],
+    "sources": {"*": _TEXTS},
+}  # fmt: skip
+"""Keys of a description: tables, lists of tables, and values; ``*`` is any other key."""
+
+_NOUNS = {"adam": Adam, "learning_rate": LearningRate, "forks": Fork, "events": Event}
+
+
+def _description(text: str, where: str) -> dict[str, Any]:
+    """Read what ``analysis360.toml`` says; errors begin with `where`."""
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"{where}: {error}") from error
+    checked: dict[str, Any] = _checked(said, _KEYS, where, "")
+    named = checked.get("checkpoints", {})
+    try:
+        if "pattern" in named:
+            named["pattern"] = _compiled(named["pattern"])
+    except ValueError as error:
+        raise FormatError(f"{where}: checkpoints.pattern: {error}") from error
+    for key, kind in _NOUNS.items():
+        if isinstance(checked.get(key), list):
+            checked[key] = tuple(_made(kind, entry, f"{where}: {key}") for entry in checked[key])
+        elif key in checked:
+            checked[key] = _made(kind, checked[key], f"{where}: {key}")
+    return checked
+
+
+def _checked(value: Any, kind: Any, where: str, at: str) -> Any:
+    """Take a value apart along `_KEYS`; `at` is the key it was found under."""
+    if isinstance(kind, _Key):
+        if not kind.fits(value):
+            raise FormatError(f"{where}: {at} = {value!r}: expected {kind.expected}")
+        return kind.make(value)
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            raise FormatError(f"{where}: {at} = {value!r}: expected tables, each under [[{at}]]")
+        return [_checked(v, kind[0], where, f"{at}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: {at} = {value!r}: expected a table, under [{at}]")
+    made = {}
+    for key, entry in value.items():
+        inner = f"{at}.{key}" if at else key
+        if key not in kind and "*" not in kind:
+            raise FormatError(f"{where}: {inner}: no such key; known are {', '.join(kind)}")
+        made[key] = _checked(entry, kind.get(key, kind.get("*")), where, inner)
+    return made
+
+
+def _made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise FormatError(f"{where}: {', '.join(missing)} is missing")
+    try:
+        return kind(**values)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
 
 
 def _layout(said: Mapping[str, Any], asked: _Layout) -> _Layout:
     """What was asked for, else what a description says, else the names in common use."""
     named = said.get("checkpoints", {})
-    patterns = asked.patterns
-    if not patterns and "pattern" in named:
-        patterns = (re.compile(named["pattern"]),)
+    given = asked.patterns or ((named["pattern"],) if "pattern" in named else ())
     return _Layout(
-        patterns or tuple(re.compile(p) for p in PATTERNS),
+        given or tuple(re.compile(p) for p in PATTERNS),
         asked.steps_per_number or named.get("steps_per_number"),
         asked.tokens_per_step or named.get("tokens_per_step"),
         named.get("unnamed_branch", "main"),
-        tuple(named.get("unstepped_branches", ())),
+        named.get("unstepped_branches", ()),
         named.get("folder", "."),
+        said=bool(given),
     )
 
 
 def _described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[Checkpoint]) -> Run:
     """A run from its description, which may be empty, and its checkpoints."""
-    try:
-        adam = Adam(**said["adam"]) if "adam" in said else None
-        lr = LearningRate(**said["learning_rate"]) if "learning_rate" in said else None
-        forks = tuple(Fork(**fork) for fork in said.get("forks", ()))
-        events = tuple(Event(**event) for event in said.get("events", ()))
-    except TypeError as error:
-        raise FormatError(f"{home}/{DESCRIPTION}: {error}") from error
-    run = said.get("name", name)
-    entries = _parented(entries, forks)
+    run, forks = said.get("name", name), said.get("forks", ())
+    entries = _once(_parented(entries, forks), home)
     ordered = sorted(entries, key=lambda c: (c.branch, c.order, c.name))
     return Run(
         name=run, title=said.get("title", run), home=home,
-        entries=tuple(replace(c, run=run) for c in ordered), family=said.get("family"), adam=adam,
-        learning_rate=lr, forks=forks, events=events,
-        sources={k: tuple(v) for k, v in said.get("sources", {}).items()},
+        entries=tuple(replace(c, run=run) for c in ordered), family=said.get("family"),
+        adam=said.get("adam"), learning_rate=said.get("learning_rate"), forks=forks,
+        events=said.get("events", ()), sources=said.get("sources", {}),
     )  # fmt: skip
+
+
+def _once(entries: Sequence[Checkpoint], home: str) -> Sequence[Checkpoint]:
+    """Each checkpoint once: rows of a table are told apart by branch, number and step."""
+    found: dict[tuple[object, ...], Checkpoint] = {}
+    for mine in entries:
+        place = mine.branch, mine.number, mine.step
+        if mine.number is None and mine.step is None:
+            place = (mine.branch, None, mine.name)  # type: ignore[assignment]
+        other = found.setdefault(place, mine)
+        # A commit is one content; fingerprints of two folders may agree by chance.
+        if (other.uri, other.revision) != (mine.uri, mine.revision):
+            at = f"step {mine.step}" if mine.number is None else f"number {mine.number}"
+            names = " and ".join(f"{c.name!r} ({c.revision[:14]})" for c in (other, mine))
+            raise FormatError(
+                f"{home}: {names} are both {at} of branch {mine.branch!r}; "
+                "say with pattern= which names are checkpoints, or remove one of them"
+            )
+    return tuple(found.values())
 
 
 def _parented(entries: Sequence[Checkpoint], forks: Sequence[Fork]) -> Sequence[Checkpoint]:
@@ -230,20 +365,21 @@ def _open_folder(path: Path, asked: _Layout) -> Run:
     said: Mapping[str, Any] = {}
     if path.is_dir() and described.exists():
         try:
-            said = tomllib.loads(described.read_text("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            said = _description(described.read_text("utf-8"), str(described))
+        except UnicodeDecodeError as error:
             raise FormatError(f"{described}: {error}") from error
     layout = _layout(said, asked)
-    root = path / layout.folder if path.is_dir() else path.parent
-    candidates = sorted(root.iterdir()) if path.is_dir() and root.is_dir() else []
+    root = path / layout.folder if path.is_dir() else path
+    candidates = [path] if path.is_file() else sorted(root.iterdir()) if root.is_dir() else []
     found = [(p, place) for p in candidates if (place := layout.place(p.name)) is not None]
-    if not found and not asked.patterns and _holds_tensors(path):
+    if not found and not layout.said and _holds_tensors(path):
         found = [(path, layout.place(path.name) or ("main", None, None, None))]
     if not found:
         seen = ", ".join(p.name for p in candidates[:5]) or "nothing"
         tried = ", ".join(p.pattern for p in layout.patterns)
         raise CheckpointNotFound(
-            f"{root}: nothing is named like a checkpoint; it holds {seen}; tried {tried}"
+            f"{root}: nothing is named like a checkpoint; it holds {seen}; "
+            f"{'asked for' if layout.said else 'tried'} {tried}"
         )
     entries = []
     for place_path, (branch, number, step, tokens) in found:
@@ -267,12 +403,14 @@ def _open_hub(repository: str, said: Mapping[str, Any], asked: _Layout) -> Run:
     layout = _layout(said, asked)
     refs = list_refs(repository)
     found = [(name, sha, place) for name, sha in refs if (place := layout.place(name)) is not None]
-    if not found:
+    if not found and not layout.said:
         found = [(name, sha, ("main", None, None, None)) for name, sha in refs if name == "main"]
     if not found:
         raise CheckpointNotFound(
             f"hf://{repository}: no branch or tag is named like a checkpoint; it has "
-            f"{', '.join(name for name, _ in refs[:5])}"
+            f"{', '.join(name for name, _ in refs[:5])}; "
+            f"{'asked for' if layout.said else 'tried'} "
+            f"{', '.join(p.pattern for p in layout.patterns)}"
         )
     with ThreadPoolExecutor(8) as pool:
         sizes = list(pool.map(lambda f: list_files(repository, f[1]), found))

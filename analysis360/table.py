@@ -28,8 +28,9 @@ KEY: dict[str, str] = {
 
 INFO: dict[str, str] = {
     "key": "str", "revision": "str", "dtype": "str", "shape": "str", "numel": "Int64",
+    "reference": "str", "reference_step": "Int64",
 }  # fmt: skip
-"""Columns that describe the stored tensor."""
+"""Columns that describe the stored tensor, and the checkpoint that it is compared with."""
 
 AGAINST = ("previous", "partner", "ancestor")
 """The roles in which another checkpoint may be compared."""

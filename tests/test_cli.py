@@ -186,6 +186,7 @@ def test_range_message(run: str, capsys: Capture) -> None:
     assert "'first' is not a number or a range such as 160:194" in capsys.readouterr().err
 
 
+@pytest.mark.pages
 def test_demo_from_training_to_report(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "demo"
     assert main(["demo", "--tiny", "--quiet", "--out", str(out)]) == 0

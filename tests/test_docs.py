@@ -60,6 +60,7 @@ def here(tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 WITH_BLOCKS = [page for page in PAGES if blocks(page)]
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name)
 def test_blocks_run(page: Path, here: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "page"}
@@ -73,6 +74,7 @@ def test_pages_that_are_promised() -> None:
     assert {"README.md", "docs/howto/own_run.md", "docs/howto/statistic.md"} <= set(said)
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("script", GALLERY, ids=name)
 def test_gallery(script: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "analysis360-demo"])

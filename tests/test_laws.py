@@ -68,7 +68,7 @@ def agree(got, want):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=matrices, b=matrices)
 def test_bounds(name, a, b):
     entry, got = statistics[name], value(statistics[name], a, b)
@@ -79,7 +79,7 @@ def test_bounds(name, a, b):
 
 
 @pytest.mark.parametrize("law", list(TRANSFORMS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=matrices, b=matrices)
 def test_invariances(law, a, b):
     change = TRANSFORMS[law]
@@ -99,7 +99,7 @@ def test_invariances(law, a, b):
 
 
 @pytest.mark.parametrize("c", [0.125, 3.0, 1e4])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(a=matrices, b=matrices)
 def test_degrees(c, a, b):
     for name in NAMES:

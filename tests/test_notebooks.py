@@ -25,7 +25,7 @@ WHERE = 'RUN = "../analysis360-demo"'
 NO_HUB = "http://127.0.0.1:9"
 
 # jupyter_client, pyzmq and asyncio warn of their own affairs: those are not ours to fix.
-pytestmark = pytest.mark.filterwarnings("default")
+pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("default")]
 
 Executed = Callable[[str], tuple[nbformat.NotebookNode, Path]]
 

@@ -1,13 +1,14 @@
 """Opening runs: folders of every habit, the catalogue, and a Hub that answers or refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import analysis360 as a360
-from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound
+from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound, StorageError
 from tests.hub_server import HubServer
 from tests.small_run import small_run
 
@@ -97,6 +98,129 @@ def test_nothing_there(tmp_path):
         a360.open_run(tmp_path)
 
 
+def test_results_may_be_written_into_the_folder_that_is_measured(tmp_path):
+    checkpoint(tmp_path / "model")
+    for _ in range(2):
+        run = a360.open_run(tmp_path / "model")
+        table = a360.plan(run, ["rms"]).run(tmp_path / "model" / "measured", progress=False)
+        assert table["rms"].tolist() == [1.0]
+    assert run.checkpoints["bytes"].item() == (tmp_path / "model/model.safetensors").stat().st_size
+
+
+def test_two_checkpoints_of_the_same_step(tmp_path):
+    checkpoint(tmp_path / "step100", 1.0)
+    checkpoint(tmp_path / "step100-tokens4B", 2.0)
+    checkpoint(tmp_path / "step200", 3.0)
+    with pytest.raises(FormatError, match=r"'step100' .*'step100-tokens4B' .*step 100.*pattern="):
+        a360.open_run(tmp_path)
+    run = a360.open_run(tmp_path, pattern="step{step}")
+    assert [c.name for c in run.entries] == ["step100", "step200"]
+    assert a360.plan(run, ["rms"]).run(progress=False)["rms"].tolist() == [1.0, 3.0]
+
+
+def test_a_single_file(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "at_5.pt")
+    assert a360.open_run(tmp_path / "at_5.pt").entries[0].step is None
+    assert a360.open_run(tmp_path / "at_5.pt", pattern="at_{step}.pt").entries[0].step == 5
+    with pytest.raises(CheckpointNotFound, match="holds at_5.pt"):
+        a360.open_run(tmp_path / "at_5.pt", pattern="step_{step}.pt")
+
+
+def described(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "analysis360.toml").write_text(text)
+    return folder
+
+
+def test_template_in_the_description(tmp_path):
+    described(tmp_path, "[checkpoints]\npattern = 'at.{step}.pt'")
+    for name in ("at.1.pt", "at.2.pt", "atx3.pt"):
+        torch.save({"w": torch.ones(2)}, tmp_path / name)
+    assert list(a360.open_run(tmp_path).checkpoints["step"]) == [1, 2]
+
+
+def test_pattern_that_matches_nothing_is_no_model(tmp_path):
+    checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointNotFound, match="holds model.safetensors; asked for"):
+        a360.open_run(tmp_path / "m", pattern="step_{step}")
+    described(tmp_path / "m", "[checkpoints]\npattern = 'step_{step}'")
+    with pytest.raises(CheckpointNotFound, match="asked for"):
+        a360.open_run(tmp_path / "m")
+
+
+def test_pattern_that_takes_a_word_for_a_step(tmp_path):
+    checkpoint(tmp_path / "step_final")
+    with pytest.raises(FormatError, match="takes 'final' of 'step_final' for a step"):
+        a360.open_run(tmp_path, pattern=r"step_(?P<step>\w+)")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("checkpoints = 'x'", "checkpoints = 'x': expected a table"),
+        ("[checkpoints]\npattern = '(?P<step>'", "checkpoints.pattern: .*not a regular expression"),
+        ("[checkpoints]\npattern = 'x'", "checkpoints.pattern: .*neither a step nor a number"),
+        ("[checkpoints]\npattern = 5", "checkpoints.pattern = 5: expected a text"),
+        (
+            "[checkpoints]\nsteps_per_number = '5'",
+            "checkpoints.steps_per_number = '5': expected a whole number",
+        ),
+        (
+            "[checkpoints]\ntokens_per_step = 0",
+            "checkpoints.tokens_per_step = 0: expected a whole number from 1",
+        ),
+        (
+            "[checkpoints]\ntokens_per_steps = 1",
+            "checkpoints.tokens_per_steps: no such key; .*tokens_per_step",
+        ),
+        ("[checkpoint]\npattern = '{step}'", "checkpoint: no such key; known are .*checkpoints"),
+        ("[adam]\nbeta1 = '0.9'", "adam.beta1 = '0.9': expected a number from 0 to below 1"),
+        ("[adam]\nbeta2 = 1.0", "adam.beta2 = 1.0: expected a number from 0 to below 1"),
+        ("[adam]\nbeta2 = -0.1", "adam.beta2 = -0.1"),
+        ("[adam]\nbeta1 = true", "adam.beta1 = True"),
+        ("[adam]\neps = -1e-8", "adam.eps = -1e-08: expected a number from 0 on"),
+        ("[adam]\neps = nan", "adam.eps = nan"),
+        ("[adam]\nbeta3 = 0.9", "adam.beta3: no such key; known are beta1"),
+        ("[learning_rate]\npeak = 1e-3", "learning_rate: final, warmup, total is missing"),
+        ("sources = ['log.csv']", r"sources = \['log.csv'\]: expected a table"),
+        ("[sources]\nloss = [1]", r"sources.loss = \[1\]: expected a text or a list of texts"),
+        ("[forks]\nbranch = 'a'", "forks = .*expected tables, each under .*forks"),
+        ("[[forks]]\nbranch = 'a'\nnumber = 1", "forks: parent is missing"),
+        ("[[forks]]\nbranch = 'a'\nparent = 'b'", "forks: .*number or a step.*neither"),
+        ("[[forks]]\nbranch = 'a'\nparent = 'b'\nnumber = 1\nstep = 2", "forks: .*got both"),
+        ("[[forks]]\nbranch = 'a'\nparent = 'b'\nnumber = 1.5", r"forks\[0\].number = 1.5"),
+        (
+            "[[events]]\nbranch = 'a'\nstep = 1\nlabel = 2",
+            r"events\[0\].label = 2: expected a text",
+        ),
+        ("name = 3", "name = 3: expected a text"),
+    ],
+)
+def test_description_that_cannot_be(tmp_path, text, message):
+    checkpoint(tmp_path / "step_1")
+    with pytest.raises(FormatError, match=f"analysis360.toml: {message}"):
+        a360.open_run(described(tmp_path, text))
+
+
+def test_description_in_the_types_that_are_used(tmp_path):
+    checkpoint(tmp_path / "step_1")
+    run = a360.open_run(described(tmp_path, """
+        [adam]
+        beta1 = 0
+        eps = 1
+        [sources]
+        loss = "log.csv"
+        heldout = ["a.csv", "b.csv"]
+        [[forks]]
+        branch = "rerun"
+        parent = "main"
+        step = 12
+    """))  # fmt: skip
+    assert isinstance(run.adam.beta1, float) and isinstance(run.adam.eps, float)
+    assert run.sources == {"loss": ("log.csv",), "heldout": ("a.csv", "b.csv")}
+    assert (run.forks[0].number, run.forks[0].step) == (None, 12)
+
+
 def test_hub_branches_and_tags(hub):
     root = hub.root / "lab" / "m"
     for name in ("main", "step1000", "step2000-tokens4B", "tags/step3000"):
@@ -105,6 +229,31 @@ def test_hub_branches_and_tags(hub):
     assert [c.name for c in run.entries] == ["step1000", "step2000-tokens4B", "step3000"]
     assert list(run.checkpoints["tokens"]) == [2000, 4000, 6000]
     assert all(len(c.revision) == 40 for c in run.entries)  # pinned to commits
+
+
+def test_hub_ref_that_is_branch_and_tag(hub):
+    root = hub.root / "lab" / "m"
+    checkpoint(root / "step1000")
+    shutil.copytree(root / "step1000", root / "tags" / "step1000")
+    hub.commit = lambda ref, folder: HubServer.commit(hub, "", folder)  # one commit for both
+    entries = a360.open_run("lab/m").entries
+    assert [c.name for c in entries] == ["step1000"]
+    save_file({"w": torch.ones(3)}, root / "tags" / "step1000" / "model.safetensors")
+    with pytest.raises(FormatError, match=f"'step1000' .{entries[0].revision[:12]}.*step 1000"):
+        a360.open_run("lab/m")
+
+
+def test_hub_pattern_that_matches_nothing(hub):
+    checkpoint(hub.root / "lab" / "m" / "main")
+    assert [c.name for c in a360.open_run("lab/m").entries] == ["main"]
+    with pytest.raises(CheckpointNotFound, match="it has main; asked for"):
+        a360.open_run("lab/m", pattern="ckpt_{number}")
+
+
+def test_hub_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="hf://lab/m: the Hub can't be reached"):
+        a360.open_run("lab/m")
 
 
 def test_catalogue_name_on_the_hub(hub):

@@ -41,7 +41,8 @@ class Held:
         self._buffers = buffers
         self._tensors: dict[Place, torch.Tensor] = {}
         self._parts: dict[Place, list[tuple[Part, torch.Tensor]]] = {}
-        self._users: dict[int, tuple[torch.Tensor, set[Place]]] = {}
+        self._users: dict[int, tuple[torch.Tensor, set[Place]]] = {}  # by identity of the buffer
+        self._lies_in: dict[Place, list[int]] = {}
         self._steps: dict[tuple[int, str], float] = {}
 
     def add(self, read: Read, buffer: torch.Tensor) -> None:
@@ -52,7 +53,9 @@ class Held:
             raw = buffer[start : start + piece.part.nbytes]
             place = (read.checkpoint, piece.name, piece.state)
             self._parts.setdefault(place, []).append((piece.part, _as_dtype(raw, piece.part.dtype)))
-            users.add(place)
+            if place not in users:
+                users.add(place)
+                self._lies_in.setdefault(place, []).append(id(buffer))
         self._users[id(buffer)] = (buffer, users)
 
     def complete(self, position: int) -> None:
@@ -113,8 +116,15 @@ class Held:
                 del self._tensors[place]
                 self._forget(place)
 
+    def close(self) -> None:
+        """Free everything."""
+        for place in list(self._lies_in):
+            self._tensors.pop(place, None)
+            self._forget(place)
+
     def _forget(self, place: Place) -> None:
-        for key, (buffer, users) in list(self._users.items()):
+        for key in self._lies_in.pop(place, ()):
+            buffer, users = self._users[key]
             users.discard(place)
             if not users:
                 del self._users[key]

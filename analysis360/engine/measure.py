@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from analysis360._version import __version__
 from analysis360.engine.held import Held
@@ -46,6 +46,7 @@ def run_plan(plan: Plan, path: str | os.PathLike[str] | None, *, progress: bool)
             stack.enter_context(_alone(folder))
             write_json(folder / "plan.json", plan.to_json())
         parts = Parts(folder)
+        parts.clean()
         done = parts.done()
         todo = [(job, _missing(plan, done.get(job.key, set()))) for job in plan.jobs]
         todo = [(job, measures) for job, measures in todo if measures]
@@ -158,12 +159,14 @@ def _job(
     for measure in measures:  # so that a job without a matrix counts as done for spectra
         name = measure_key(measure.name, measure.version)
         rows.append({"job": job.key, "name": "", "measure": name, "block": -2, "values": []})
+    held.close()
     return rows
 
 
 def _provenance(plan: Plan, began: float, read: int) -> dict[str, Any]:
     packages = ("torch", "numpy", "pandas", "safetensors", "huggingface_hub")
     return {
+        "plan": plan.key,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(time.time() - began, 1),
         "bytes_read": read,

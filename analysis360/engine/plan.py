@@ -52,7 +52,7 @@ class Plan:
     probes : tuple of (int, str, int, int)
         Checkpoint, file, offset and bytes of the headers that were read to make the plan.
     memory, peak_nbytes : int
-        Budget given, and the least that is needed, in bytes.
+        Budget given, and the least that is needed, in bytes. What is over is used to read ahead.
     device : str
     opened : mapping of int to Store
         Remote stores that were used for the headers and know their files' addresses, and models in
@@ -82,7 +82,7 @@ class Plan:
         """Without what can be opened again."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"opened": {}}
 
-    @property
+    @cached_property
     def measures(self) -> tuple[Measure, ...]:
         """Accumulators and whole-matrix steps that the statistics rest on."""
         found = (m for name in self.statistics for m in statistics[name].measures)
@@ -101,7 +101,7 @@ class Plan:
     @property
     def budget(self) -> int:
         """Bytes that buffers may take: what was given, less what is needed besides."""
-        return self.memory - self.totals["fixed"]
+        return self.memory - self.totals["fixed"] - self.totals["work"]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, the same in every checkpoint."""
@@ -170,10 +170,19 @@ class Plan:
             "run": self.name,
             "checkpoints": [[c.branch, c.number, c.step, c.revision] for c in self.checkpoints],
             "references": sorted([c, role, r] for (c, role), r in self.references.items()),
+            "tokens": [c.tokens for c in self.checkpoints],
+            "lr_sums": sorted([c, role, value] for (c, role), value in self.lr_sums.items()),
+            "labels": {name: asdict(label) for name, label in self.labels.items()},
             "states": self.states,
             "adam": [asdict(a) for a in self.adam],
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the whole plan: its jobs and what they measure."""
+        said = [[j.key for j in self.jobs], [measure_key(m.name, m.version) for m in self.measures]]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data; `from_json` reads it back."""
@@ -198,6 +207,7 @@ class Plan:
             "memory": self.memory,
             "peak_nbytes": self.peak_nbytes,
             "device": self.device,
+            "key": self.key,
             **self.totals,
         }  # fmt: skip
 
@@ -226,7 +236,7 @@ class Plan:
             memory=said["memory"],
             peak_nbytes=said["peak_nbytes"],
             device=said["device"],
-            totals={name: said[name] for name in ("nbytes", "requests", "fixed")},
+            totals={name: said[name] for name in ("nbytes", "requests", "fixed", "work")},
         )
 
     def run(
@@ -263,15 +273,30 @@ class Plan:
             f"Plan for {self.name!r}: {len(self.checkpoints)} checkpoints, {len(tensors)} tensors, "
             f"{len(self.statistics)} statistics of {'+'.join(self.states)}"
             + (f" against {', '.join(self.against)}" if self.against else ""),
-            f"  reads {self.nbytes / 1e9:,.4g} GB in {self.requests:,} requests, "
-            f"each stored byte once; {len(self.jobs):,} jobs",
-            f"  holds at most {self.peak_nbytes / 1e9:,.3g} GB of the {self.memory / 1e9:,.3g} GB "
-            f"given, on {self.device}",
+            f"  reads {size(self.nbytes)} in {self.requests:,} requests, each stored byte once; "
+            f"{len(self.jobs):,} jobs",
+            f"  needs {size(self.peak_nbytes)} of the {size(self.memory)} given, on {self.device}; "
+            "reads ahead with the rest",
         ]
         said += [f"  skips {what}: {why}" for what, why in self.skipped[:12]]
         if len(self.skipped) > 12:
             said.append(f"  skips {len(self.skipped) - 12} more, see .skipped")
         return "\n".join(said)
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units.
+
+    Examples
+    --------
+    >>> size(1_305_724_539), size(36_400)
+    ('1.31 GB', '36.4 kB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.4g} TB"
 
 
 def _tensor_json(t: TensorInfo) -> list[Any]:

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from analysis360.core import DTYPE_BYTES, Adam, Checkpoint, Label, Run, TensorInfo
+from analysis360.core import DTYPE_BYTES, Adam, Checkpoint, Fork, Label, Run, TensorInfo
 from analysis360.engine import schedule
-from analysis360.engine.plan import Plan
+from analysis360.engine.plan import Plan, size
 from analysis360.engine.schedule import Job, Read
 from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
 from analysis360.formats import Index, index_checkpoint
@@ -46,7 +46,7 @@ _UNITS = {
 }  # fmt: skip
 
 
-def nbytes(memory: int | str) -> int:
+def nbytes(memory: float | str) -> int:
     """Read a size such as ``"16 GB"`` (decimal) or ``"1 GiB"``.
 
     Raises
@@ -59,8 +59,8 @@ def nbytes(memory: int | str) -> int:
     >>> nbytes("1.5 GB"), nbytes("1 GiB"), nbytes(10)
     (1500000000, 1073741824, 10)
     """
-    if isinstance(memory, int):
-        return memory
+    if not isinstance(memory, str):
+        return int(memory)
     text = memory.strip().lower()
     digits = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     try:
@@ -81,7 +81,7 @@ def plan(
     *,
     states: Sequence[str] = ("weight",),
     against: Sequence[str] = ("previous",),
-    memory: int | str = "4 GB",
+    memory: float | str = "4 GB",
     device: str = "cpu",
 ) -> Plan:
     """Plan what to read and measure; only headers are read.
@@ -99,8 +99,10 @@ def plan(
     against : sequence of {"previous", "partner", "ancestor"}
         Checkpoints to compare with: the preceding selected one of the branch, the other branch at
         the same tokens, the fork point.
-    memory : int or str
-        Private host memory above what the process holds already, in bytes or as ``"16 GB"``.
+    memory : float or str
+        Private host memory for reading and measuring, above what the process holds already, in
+        bytes or as ``"16 GB"``. The table that is made at the end comes on top: about 1.5 kB for
+        each stored sum of a block.
     device : str
         ``"cpu"`` or a CUDA device.
 
@@ -124,28 +126,28 @@ def plan(
     >>> a360.plan(run, ["rms"], against=[]).nbytes
     64
     """
+    states, against = tuple(states), tuple(against)
     wanted = _checked(statistics, states, against)
-    entries = _ordered(run)
-    indices, opened = _indices(entries)
+    _check_device(device)
+    entries, indices, opened = _ordered(run, *_indices(run.entries))
     skipped = [
         (f"{c.name}: {key}", why) for c, i in zip(entries, indices) for key, why in i.skipped
     ]
     tensors, labels = _selected(run, entries, indices, skipped)
     adam = tuple(_adam(run, c, i) for c, i in zip(entries, indices))
     references = _references(run, entries, against, skipped)
-    kept = _usable(wanted, run, entries, tensors, adam, references, against, skipped)
+    kept = _usable(wanted, run, entries, tensors, adam, references, against, states, skipped)
     lr = run.learning_rate
     sums = {
         (c, role): lr.sum(min(a, b), max(a, b))
-        if lr and a is not None and b is not None
-        else math.nan
         for (c, role), r in references.items()
         for a, b in [(entries[r].step, entries[c].step)]
+        if lr is not None and a is not None and b is not None
     }
     made = Plan(
         name=run.name, checkpoints=tuple(entries), tensors=tensors, labels=labels, adam=adam,
-        references=references, lr_sums=sums, statistics=kept, states=tuple(states),
-        against=tuple(against), jobs=(), skipped=tuple(_counted(skipped)),
+        references=references, lr_sums=sums, statistics=kept, states=states,
+        against=against, jobs=(), skipped=tuple(_counted(skipped)),
         probes=tuple((c, *probe) for c, index in enumerate(indices) for probe in index.probes),
         memory=nbytes(memory), device=device, opened=opened,
     )  # fmt: skip
@@ -173,10 +175,48 @@ def _checked(
     return names
 
 
-def _ordered(run: Run) -> list[Checkpoint]:
-    """By tokens (or step), parents before the branches that left them."""
-    depth = {f.branch: 1 for f in run.forks}
-    return sorted(run.entries, key=lambda c: (c.order, depth.get(c.branch, 0), c.branch, c.name))
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = "unknown"
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        return
+    there = "no CUDA device is available" if kind == "cuda" else "allowed: cpu, cuda, cuda:N"
+    raise StatisticError(f"device={device!r}: {there}")
+
+
+def _ordered(
+    run: Run, indices: Sequence[Index], opened: Mapping[int, Store]
+) -> tuple[list[Checkpoint], list[Index], dict[int, Store]]:
+    """By tokens (else step), parents before the branches that left them.
+
+    A step that only the checkpoint's own files tell is filled in.
+    """
+    entries = [
+        replace(c, step=index.step) if c.step is None and index.step is not None else c
+        for c, index in zip(run.entries, indices)
+    ]
+    tokens = all(c.tokens is not None for c in entries)
+    parents = {fork.branch: fork.parent for fork in run.forks}
+
+    def depth(branch: str) -> int:
+        above: list[str] = []
+        while branch in parents and branch not in above:
+            above.append(branch)
+            branch = parents[branch]
+        return len(above)
+
+    def place(i: int) -> tuple[int, int, int, str, str]:
+        c = entries[i]
+        first = c.tokens if tokens and c.tokens is not None else c.order
+        return first, depth(c.branch), c.order, c.branch, c.name
+
+    order = sorted(range(len(entries)), key=place)
+    kept = {new: opened[old] for new, old in enumerate(order) if old in opened}
+    return [entries[i] for i in order], [indices[i] for i in order], kept
 
 
 def _indices(entries: Sequence[Checkpoint]) -> tuple[list[Index], dict[int, Store]]:
@@ -185,16 +225,23 @@ def _indices(entries: Sequence[Checkpoint]) -> tuple[list[Index], dict[int, Stor
     Those are kept for the run; a folder is opened again then, so that files changed in between are
     noticed.
     """
+    begun: list[Store] = []
 
     def one(checkpoint: Checkpoint) -> tuple[Index, Store]:
         try:
             store = open_store(checkpoint.uri, checkpoint.revision, files=checkpoint.files)
+            begun.append(store)
             return index_checkpoint(store), store
         except (FormatError, StorageError) as error:
             raise type(error)(f"checkpoint {checkpoint.name}: {error}") from error
 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
-        found = list(pool.map(one, entries))
+        try:
+            found = list(pool.map(one, entries))
+        except BaseException:
+            for store in begun:
+                store.interrupt()
+            raise
     opened = {c: s for c, (_, s) in enumerate(found) if not isinstance(s, LocalStore)}
     for _, store in found:
         store.close()
@@ -287,26 +334,39 @@ def _partner(run: Run, entries: Sequence[Checkpoint], position: int) -> tuple[in
 
 
 def _ancestor(run: Run, entries: Sequence[Checkpoint], position: int) -> tuple[int | None, str]:
-    """The latest fork that this checkpoint comes after, on its own branch or leaving it."""
+    """The fork that made this branch; on a parent, the latest fork before this checkpoint.
+
+    Where a parent has branches that left it at different points, the table's column
+    ``reference_step`` says which it was.
+    """
     mine = entries[position]
-    forks = [f for f in run.forks if mine.branch in (f.branch, f.parent)]
-    if mine.number is not None:
-        forks = [f for f in forks if mine.branch == f.branch or f.number < mine.number]
-    places = [_fork_point(entries, f.parent, f.branch, f.number) for f in forks]
-    there = [i for i in places if i is not None and i != position and entries[i].order < mine.order]
+    forks = [f for f in run.forks if f.branch == mine.branch]
+    forks = forks or [f for f in run.forks if f.parent == mine.branch and _after(mine, f)]
+    places = [i for f in forks if (i := _fork_point(entries, f)) is not None]
+    there = [i for i in places if i < position]
     if there:
-        return max(there, key=lambda i: entries[i].order), ""
-    if any(i == position for i in places) or not forks:
+        return max(there), ""
+    if position in places or not forks:
         return None, ""
-    numbers = ", ".join(str(f.number) for f in forks)
-    return None, f"the fork point (checkpoint {numbers}) is not selected or not available"
+    said = ", ".join(str(f.number if f.number is not None else f"step {f.step}") for f in forks)
+    return None, f"the fork point (checkpoint {said}) is not selected or not available"
 
 
-def _fork_point(entries: Sequence[Checkpoint], parent: str, branch: str, number: int) -> int | None:
+def _after(checkpoint: Checkpoint, fork: Fork) -> bool:
+    """Whether a checkpoint of the parent comes after the fork, as far as is known."""
+    if fork.number is not None and checkpoint.number is not None:
+        return checkpoint.number > fork.number
+    if fork.step is not None and checkpoint.step is not None:
+        return checkpoint.step > fork.step
+    return True
+
+
+def _fork_point(entries: Sequence[Checkpoint], fork: Fork) -> int | None:
     """Published under either branch's name, as K2's spike repositories do."""
-    for name in (parent, branch):
+    for name in (fork.parent, fork.branch):
         for i, c in enumerate(entries):
-            if c.branch == name and c.number == number:
+            same = c.number == fork.number if fork.number is not None else c.step == fork.step
+            if c.branch == name and same:
                 return i
     return None
 
@@ -319,17 +379,24 @@ def _usable(
     adam: Sequence[Adam],
     references: Mapping[tuple[int, str], int],
     against: Sequence[str],
+    states: Sequence[str],
     skipped: list[tuple[str, str]],
 ) -> tuple[str, ...]:
-    """Statistics that at least one checkpoint has the inputs for; the others are named."""
+    """Statistics that at least one checkpoint has the inputs for; whatever is missing is said."""
     stored = [{state for _, state in mine} for mine in tensors]
+    known = [
+        {"step"} if c.step is not None or "step" in mine else set()
+        for c, mine in zip(entries, stored)
+    ]
+    for found, a in zip(known, adam):
+        found |= {name for name in Adam.__dataclass_fields__ if getattr(a, name) is not None}
     kept = []
     for name in wanted:
         measures = statistics[name].measures
-        states = {s for m in measures for s in m.named_states}
-        scalars = {s for m in measures for s in m.inputs if s in Adam.__dataclass_fields__}
-        lacking = [s for s in sorted(states) if not any(s in mine for mine in stored)]
-        unknown = [s for s in sorted(scalars) if all(getattr(a, s) is None for a in adam)]
+        named = {s for m in measures for s in m.named_states}
+        told = {s for m in measures for s in m.inputs if s in (*Adam.__dataclass_fields__, "step")}
+        lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
+        unknown = [s for s in sorted(told) if not any(s in found for found in known)]
         if lacking:
             skipped.append((name, f"no {' or '.join(lacking)} in any selected checkpoint"))
         elif unknown:
@@ -338,10 +405,20 @@ def _usable(
             skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
         else:
             kept.append(name)
-            for checkpoint, mine in zip(entries, stored):
-                gone = sorted(states - mine)
-                if gone:
-                    skipped.append((f"{checkpoint.name}: {name}", f"no {' or '.join(gone)} in it"))
+            for c, mine, found in zip(entries, stored, known):
+                if named - mine:
+                    why = f"no {' or '.join(sorted(named - mine))} in it"
+                    skipped.append((f"{c.name}: {name}", why))
+                elif told - found:
+                    why = f"{', '.join(sorted(told - found))} unknown for it"
+                    skipped.append((f"{c.name}: {name}", why))
+    if any(not m.named_states for name in kept for m in statistics[name].measures):
+        for state in states:
+            made_of = {state} if state in STORED else set(derived[state].stored)
+            for c, mine in zip(entries, stored):
+                if made_of - mine:
+                    why = f"no {' or '.join(sorted(made_of - mine))} in it"
+                    skipped.append((f"{c.name}: state {state}", why))
     return tuple(kept)
 
 
@@ -377,46 +454,46 @@ def _with_jobs(made: Plan) -> Plan:
 def _budgeted(made: Plan) -> Plan:
     """Count requests, bytes and the peak; refuse a budget that is too small."""
     fixed = SCRATCH * workers() + PER_TENSOR * sum(len(mine) for mine in made.tensors)
-    most, which, read, requests = 0, "nothing", 0, 0
+    need = made.stored_states(made.measures)
+    most, most_work, which, read, requests = 0, 0, "nothing", 0, 0
     for job in made.jobs:
         steps = made.steps(job, made.measures)
         requests += sum(len(reads) for _, reads in steps)
         read += sum(r.nbytes for _, reads in steps for r in reads)
-        size = schedule.peak(steps, made.held_until(job, made.measures))
-        size += _assembled(made, job, steps) + _workspace(made, job, steps)
-        if size > most:
+        work = _assembled(made, job, steps, need) + _workspace(made, job)
+        held = schedule.peak(steps, made.held_until(job, made.measures))
+        most_work = max(most_work, work)
+        if held + work > most:
             names = list(job.spans)
-            most, which = size, names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            most, which = held + work, names[0] + more
     if fixed + most > made.memory:
         spectra = any(isinstance(m, Whole) for m in made.measures)
         raise MemoryBudgetError(
-            f"memory={made.memory / 1e9:.3g} GB is too small: {which} needs {most / 1e9:.3g} GB in "
-            f"{len(made.checkpoints)} checkpoints, and {fixed / 1e9:.3g} GB are needed besides; "
+            f"memory={size(made.memory)} is too small: {which} needs {size(most)} in "
+            f"{len(made.checkpoints)} checkpoints, and {size(fixed)} are needed besides; "
             f"give {math.ceil((fixed + most) / 1e7) / 100:.2f} GB or more"
             + (", or leave out spectra, which hold whole matrices" if spectra else "")
         )
-    totals = {"nbytes": read, "requests": requests, "fixed": fixed}
+    totals = {"nbytes": read, "requests": requests, "fixed": fixed, "work": most_work}
     return replace(made, peak_nbytes=fixed + most, totals=totals)
 
 
-def _assembled(made: Plan, job: Job, steps: Steps) -> int:
-    """Bytes of tensors that lie in several parts and are put together in a buffer of their own."""
+def _assembled(made: Plan, job: Job, steps: Steps, need: Sequence[str]) -> int:
+    """Bytes of tensors that lie in several parts and are put together in memory of their own."""
     sizes = [
         math.prod(t.shape[1:]) * (block.stop - block.start) * DTYPE_BYTES[t.dtype]
         for position, _ in steps
         for block in job.blocks
-        for state in made.stored_states(made.measures)
+        for state in need
         if (t := made.tensors[position].get((block.name, state))) is not None and len(t.parts) > 1
     ]
     return sum(sizes)
 
 
-def _workspace(made: Plan, job: Job, steps: Steps) -> int:
-    """Largest workspace of a whole-matrix step; two workers may be in one at once."""
+def _workspace(made: Plan, job: Job) -> int:
+    """Workspace of the whole-matrix steps that may run at once."""
     spectra = [m for m in made.measures if isinstance(m, Whole)]
-    if not spectra:
-        return 0
-    shapes = {t.name: t.shape for c, _ in steps for t in made.tensors[c].values()
-              if t.name in {b.name for b in job.blocks}}  # fmt: skip
-    sizes = [m.workspace(s) for m in spectra for s in shapes.values() if len(s) == m.ndim]
-    return sum(sorted(sizes)[-2:])
+    shapes = [made.shape(name) for name in job.spans] if spectra else []
+    sizes = [m.workspace(s) for m in spectra for s in shapes if len(s) == m.ndim]
+    return sum(sorted(sizes)[-workers() :])

@@ -27,7 +27,7 @@ MAX_READ = 1 << 26
 """Bytes of one request at most, unless one block needs more."""
 
 ALIGN = 64
-"""Buffers are rounded up to this, and views into them stay aligned as the file has them."""
+"""Buffers are rounded up to a multiple of this many bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,6 +78,7 @@ def stream(
     waiting: deque[tuple[Read, torch.Tensor, Future[None]]] = deque()
     upcoming = iter(reads)
     following = next(upcoming, None)
+    stopped = threading.Event()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="analysis360-read") as pool:
         try:
             while following is not None or waiting:
@@ -84,17 +86,24 @@ def stream(
                     if waiting and not buffers.fits(following.held):
                         break
                     buffer = buffers.take(following.held)
-                    future = pool.submit(_fill, stores[following.checkpoint], following, buffer)
+                    future = pool.submit(
+                        _fill, stores[following.checkpoint], following, buffer, stopped
+                    )
                     waiting.append((following, buffer, future))
                     following = next(upcoming, None)
                 read, buffer, future = waiting.popleft()
                 future.result()
                 yield read, buffer
         finally:
+            stopped.set()  # for a read that Ctrl-C caught between its start and this list
             for _, _, future in waiting:
                 future.cancel()
+            for store in stores.values():  # whoever is in a back-off need not wait it out
+                store.interrupt()
 
 
-def _fill(store: Store, read: Read, buffer: torch.Tensor) -> None:
+def _fill(store: Store, read: Read, buffer: torch.Tensor, stopped: threading.Event) -> None:
+    if stopped.is_set():
+        return
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]  # numpy's stubs lack the protocol
     store.read_into(read.file, read.offset, view[: read.nbytes])

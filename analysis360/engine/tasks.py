@@ -117,8 +117,11 @@ class _Item:
 def _items(
     plan: Plan, job: Job, position: int, tasks: Sequence[Task], held: Held
 ) -> Iterator[_Item]:
+    by_name: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_name.setdefault(task.name, []).append(task)
     for block in job.blocks:
-        mine = tuple(t for t in tasks if t.name == block.name)
+        mine = tuple(by_name.get(block.name, ()))
         if not mine:
             continue
         width = math.prod(plan.shape(block.name)[1:])
@@ -152,13 +155,31 @@ class _Tile:
             assert stored is not None
             return matrix(stored) if self.bound is None else exact(stored[slice(*self.bound)])
         entry = states[state]
-        known = scalars(self.plan, position, self.name, self.held)
+        known = scalars(self.plan, position, self.name, self.held, moments=True)
         inputs = {n: self.get(position, n) if n in STORED else known[n] for n in entry.inputs}
         return entry.function(**inputs)
 
 
 def _call(plan: Plan, position: int, task: Task, tile: _Tile) -> torch.Tensor:
-    known = scalars(plan, position, task.name, tile.held)
+    """Results of one measure on one tile; whatever fails in it says where."""
+    try:
+        result = _result(plan, position, task, tile)
+        if result.shape != (len(task.measure.fields),):
+            raise StatisticError(
+                f"it returned shape {tuple(result.shape)}; its fields are "
+                f"{list(task.measure.fields)}"
+            )
+    except Exception as error:
+        raise StatisticError(
+            f"{plan.checkpoints[position].name}: {task.name}: {task.measure.name!r} failed on "
+            f"{task.state}: {error}"
+        ) from error
+    return result.to(torch.float64)
+
+
+def _result(plan: Plan, position: int, task: Task, tile: _Tile) -> torch.Tensor:
+    moments = bool(task.measure.named_states)
+    known = scalars(plan, position, task.name, tile.held, moments=moments)
     given: dict[str, Any] = {}
     for name in task.measure.inputs:
         if name == "tensor":
@@ -169,19 +190,10 @@ def _call(plan: Plan, position: int, task: Task, tile: _Tile) -> torch.Tensor:
             given[name] = tile.get(position, name)
         else:
             given[name] = known[name]
-    try:
-        result = task.measure.function(**given)
-    except Exception as error:
-        raise StatisticError(
-            f"{plan.checkpoints[position].name}: {task.name}: {task.measure.name!r} failed on "
-            f"{task.state}: {error}"
-        ) from error
-    if result.shape != (len(task.measure.fields),):
-        raise StatisticError(
-            f"{task.measure.name!r} returned shape {tuple(result.shape)}; "
-            f"its fields are {list(task.measure.fields)}"
-        )
-    return result.to(torch.float64)
+    result = task.measure.function(**given)
+    if not isinstance(result, torch.Tensor):
+        raise StatisticError(f"it returned {type(result).__name__}, not a tensor")
+    return result
 
 
 def _whole(plan: Plan, position: int, task: Task, held: Held) -> Values:
@@ -193,11 +205,15 @@ def _whole(plan: Plan, position: int, task: Task, held: Held) -> Values:
     return values
 
 
-def scalars(plan: Plan, position: int, name: str, held: Held) -> dict[str, Any]:
-    """Scalars that a registered function may name; NaN where the run does not tell."""
+def scalars(plan: Plan, position: int, name: str, held: Held, *, moments: bool) -> dict[str, Any]:
+    """Scalars that a registered function may name; NaN where the run does not tell.
+
+    `step` is the optimizer's own for what is made of its moments, else the checkpoint's: a row does
+    not depend on what else is measured.
+    """
     adam, checkpoint = plan.adam[position], plan.checkpoints[position]
     shape = plan.shape(name)
-    stored = held.step(position, name)
+    stored = held.step(position, name) if moments else None
     step = stored if stored is not None else checkpoint.step
     decay = adam.weight_decay if len(shape) > 1 else 0.0
     found = {
@@ -214,7 +230,8 @@ def _row(
     checkpoint, label = plan.checkpoints[position], plan.labels[task.name]
     made_of = task.measure.named_states or plan.wanted()[task.state]
     info = plan.tensors[position][task.name, made_of[0]]
-    known = scalars(plan, position, task.name, held)
+    known = scalars(plan, position, task.name, held, moments="exp_avg" in made_of)
+    compared = plan.checkpoints[task.reference] if task.against else None
     return {
         "job": job.key, "run": plan.name, "branch": checkpoint.branch, "number": checkpoint.number,
         "step": checkpoint.step, "tokens": checkpoint.tokens, "name": task.name,
@@ -225,7 +242,8 @@ def _row(
         "opt_step": known["step"], "beta1": known["beta1"], "beta2": known["beta2"],
         "eps": known["eps"], "lr": known["lr"], "weight_decay": known["weight_decay"],
         "lr_sum": plan.lr_sums.get((position, task.against), math.nan),
-        "reference": plan.checkpoints[task.reference].revision if task.against else "",
+        "reference": "" if compared is None else compared.name,
+        "reference_step": None if compared is None else compared.step,
         "block": block, "measure": measure_key(task.measure.name, task.measure.version),
         "values": values.tolist(),
     }  # fmt: skip

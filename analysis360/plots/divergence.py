@@ -165,7 +165,12 @@ def _since(table: pd.DataFrame, rows: pd.DataFrame, forks: tuple[Fork, ...]) -> 
     for branch in dict.fromkeys(rows["branch"]):
         mine = [f for f in forks if f.branch == branch] or [f for f in forks if f.parent == branch]
         for fork in mine:
-            at = table[(table["branch"] == fork.parent) & (table["number"] == fork.number)]
+            there = (
+                table["number"] == fork.number
+                if fork.number is not None
+                else table["step"] == fork.step
+            )
+            at = table[(table["branch"] == fork.parent) & there.fillna(False)]
             tokens = at["tokens"].dropna()
             if len(tokens):
                 found[branch] = min(found.get(branch, np.inf), float(tokens.iloc[0]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis360.core import Fork
 from analysis360.plots.style import scale, short
 from analysis360.report.gather import Material
 from analysis360.report.page import said
@@ -110,12 +111,12 @@ def points(made: Material) -> list[Point]:
     if rows.empty:
         return []
     found = []
-    forked = max((f.number for f in made.run.forks), default=None) if made.run else None
+    forked = bool(made.run.forks) if made.run else False
     events = [e for e in made.run.events if e.branch == made.to] if made.run else []
     begin = rows["step"].min()
     for event in sorted(events, key=lambda e: e.step):
         before = rows[rows["step"].lt(event.step)]
-        if forked is not None and len(before) and event.step > begin:
+        if forked and len(before) and event.step > begin:
             label = f"the last common checkpoint before the event “{event.label}” of {made.to}"
             found.append(Point(label, before.iloc[-1].to_dict()))
             break
@@ -163,7 +164,7 @@ def _measured(made: Material) -> str:
 def _forks(made: Material) -> list[str]:
     if made.run is None:
         return []
-    left = [f"{f.branch} left {f.parent} after checkpoint {f.number}" for f in made.run.forks]
+    left = [f"{f.branch} left {f.parent} after {_point(f)}" for f in made.run.forks]
     return [f"Forks: {listed(left)}."] if left else []
 
 
@@ -323,3 +324,7 @@ def rounding(made: Material) -> str:
         "Rounding floor of a relative displacement, from storing two sets of weights in 16 bits: "
         f"about {', '.join(found)} (more where values of another 16-bit type were stored)."
     )
+
+
+def _point(fork: Fork) -> str:
+    return f"step {fork.step:,}" if fork.number is None else f"checkpoint {fork.number}"

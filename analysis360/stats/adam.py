@@ -74,11 +74,12 @@ def adam_sums(
 ) -> torch.Tensor:  # fmt: skip
     """Sums of the bias-corrected moments and of the update, and the counts that guard them.
 
-    All NaN before the first step, and where the step is not known: 0/0 is not 0.
+    All NaN before the first step, and where the step or a hyper-parameter is not known: 0/0 is
+    not 0.
     """
     import torch
 
-    if not step >= 1:
+    if not (step >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0):
         return torch.full((9,), math.nan, dtype=torch.float64, device=exp_avg.device)
     v = exp_avg_sq / (1 - beta2**step)
     m = exp_avg / (1 - beta1**step)

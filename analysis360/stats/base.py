@@ -17,7 +17,7 @@ the statistics need numpy only; arrays are torch tensors, and torch is imported 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from analysis360.errors import StatisticError
 from analysis360.registry import Registry
+from analysis360.table import INFO, KEY
 
 if TYPE_CHECKING:
     import torch
@@ -209,10 +210,25 @@ def _inputs(function: Callable[..., Any], allowed: Sequence[str], kind: str) -> 
     return names
 
 
+def _claim(owner: str, fields: Iterable[str]) -> None:
+    """Refuse result names that mean something else already."""
+    for field in fields:
+        if field in SCALARS or field in STORED:
+            raise StatisticError(f"{owner!r}: a result cannot be called {field!r}, as an input is")
+        for registry in (accumulators, wholes):
+            for name, entry in registry.items():
+                if field in entry.fields and name != owner:
+                    raise StatisticError(
+                        f"{owner!r}: {name!r} has a result called {field!r} already"
+                    )
+
+
 def state() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a derived state: an elementwise function of stored states and scalars."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if function.__name__ in STORED:
+            raise StatisticError(f"a derived state cannot be called {function.__name__!r}")
         inputs = _inputs(function, (*STORED, *SCALARS), "state")
         states.add(function.__name__, State(function.__name__, function, inputs))
         return function
@@ -231,19 +247,21 @@ def accumulator(
     Parameters
     ----------
     fields : mapping of str to str
-        Result name to how it merges: ``sum``, ``max``, ``min``, or ``moments`` for the four fields
-        mean, m2, m3, m4 of central moments, which follow a ``sum`` field that counts.
+        Result name to how it merges: ``sum``, ``max`` or ``min``. (``moments`` is for the central
+        moments of `moment_sums`.) Result names are shared by all accumulators, so none may be used
+        twice.
     version : int
         Raise it when the definition changes.
     """
     unknown = sorted(set(fields.values()) - {"sum", "max", "min", "moments"})
-    if unknown:
-        raise StatisticError(f"unknown merge {unknown}; allowed: sum, max, min, moments")
+    if unknown or ("moments" in fields.values() and not {"count", *MOMENTS} <= set(fields)):
+        raise StatisticError(f"merges are sum, max or min, not {unknown or 'moments'}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         allowed = ("tensor", "reference", *STORED, *SCALARS)
         inputs = _inputs(function, allowed, "accumulator")
         name = function.__name__
+        _claim(name, fields)
         accumulators.add(name, Accumulator(name, function, inputs, dict(fields), version))
         return function
 
@@ -263,6 +281,7 @@ def whole(
         inputs = _inputs(function, ("tensor", *SCALARS), "whole-matrix step")
         kinds = {field: "none" for field in fields}
         name = function.__name__
+        _claim(name, fields)
         wholes.add(name, Whole(name, function, inputs, kinds, ndim, workspace, version))
         return function
 
@@ -286,7 +305,8 @@ def statistic(
     Raises
     ------
     StatisticError
-        If a parameter is neither a scalar nor a result of an accumulator or whole-matrix step.
+        If a parameter is neither a scalar nor a result of an accumulator or whole-matrix step, or
+        the table has a column of that name.
 
     Examples
     --------
@@ -308,6 +328,10 @@ def statistic(
         if all(name in SCALARS for name in inputs):
             raise StatisticError(f"statistic {function.__name__!r} names no measured result")
         name = function.__name__
+        if name in KEY or name in INFO:
+            raise StatisticError(
+                f"a statistic cannot be called {name!r}: the table has that column"
+            )
         entry = Statistic(name, function, inputs, degree, tuple(invariant), low, high)
         statistics.add(name, entry)
         return function
@@ -344,7 +368,7 @@ def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp
             merged[:, column] = how.reduceat(values[:, column], starts)
     if "moments" in fields.values():
         at = [names.index(name) for name in MOMENTS]
-        count = values[:, next(i for i, n in enumerate(names) if n.endswith("count"))]
+        count = values[:, names.index("count")]
         merged[:, at] = _merge_moments(count, values[:, at], starts)
     return merged
 

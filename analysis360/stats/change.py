@@ -24,8 +24,8 @@ __all__ = [
 
 @accumulator(
     {
-        "diff_sq": "sum", "cross": "sum", "reference_sq": "sum", "unchanged": "sum",
-        "pair_count": "sum", "diff_max": "max",
+        "diff_sq": "sum", "cross": "sum", "tensor_sq": "sum", "reference_sq": "sum",
+        "unchanged": "sum", "pair_count": "sum", "diff_max": "max",
     }
 )  # fmt: skip
 def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
@@ -39,17 +39,17 @@ def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     d = tensor - reference
     diff_sq = torch.dot(d, d)
     values = (
-        diff_sq, diff_sq + 2 * torch.dot(d, reference), torch.dot(reference, reference),
+        diff_sq, diff_sq + 2 * torch.dot(d, reference),
+        torch.dot(tensor, tensor), torch.dot(reference, reference),
         (d.numel() - torch.count_nonzero(d)).to(torch.float64),
         torch.full_like(diff_sq, d.numel()), magnitude(d),
     )  # fmt: skip
     return torch.stack(values)
 
 
-def _chord_sq(diff_sq: float, cross: float, reference_sq: float) -> float:
+def _chord_sq(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -> float:
     """Squared distance of the two unit vectors; NaN if either is zero."""
-    other = np.sqrt(reference_sq)
-    mine = np.sqrt(max(reference_sq + cross, 0.0))
+    mine, other = np.sqrt(tensor_sq), np.sqrt(reference_sq)
     if not (mine > 0 and other > 0):
         return float("nan")
     gap = cross / (mine + other)  # |a| - |b| without subtracting the norms
@@ -79,25 +79,25 @@ def max_change(diff_max: float) -> float:
 
 
 @statistic(degree=0, invariant=("sign", "permutation", "transpose", "orthogonal"), low=-1, high=1)
-def cosine(diff_sq: float, cross: float, reference_sq: float) -> float:
+def cosine(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -> float:
     r"""Cosine of the angle to the reference.
 
     :math:`1-\tfrac12\|\hat\theta-\hat\theta_{ref}\|^2`, from :math:`\sum d^2` and
     :math:`\sum d(a+b)`. NaN if either tensor is zero. For small angles read `angle`.
     """
-    return 1 - _chord_sq(diff_sq, cross, reference_sq) / 2
+    return 1 - _chord_sq(diff_sq, cross, tensor_sq, reference_sq) / 2
 
 
 @statistic(
     degree=0, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0, high=np.pi
 )
-def angle(diff_sq: float, cross: float, reference_sq: float) -> float:
+def angle(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -> float:
     r"""Angle to the reference, in radians.
 
     :math:`2\,\mathrm{atan2}(\|\hat a-\hat b\|,\|\hat a+\hat b\|)` (Kahan): right for tiny angles,
     where the arc cosine of a float32 loses everything below 1e-4. NaN if either tensor is zero.
     """
-    chord = _chord_sq(diff_sq, cross, reference_sq)
+    chord = _chord_sq(diff_sq, cross, tensor_sq, reference_sq)
     return float(2 * np.arctan2(np.sqrt(chord), np.sqrt(4 - chord)))
 
 

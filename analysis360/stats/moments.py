@@ -106,9 +106,10 @@ def nonfinite(nonfinite_count: float) -> float:
 
 
 @statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=1)
-def kurtosis(count: float, m2: float, m4: float) -> float:
+def kurtosis(count: float, mean: float, m2: float, m4: float) -> float:
     r"""Fourth standardised moment, :math:`n M_4/M_2^2`; 3 for a Gaussian (not the excess).
 
     NaN for a tensor whose elements are all equal.
     """
-    return count * m4 / m2**2 if m2 > 0 else float("nan")
+    rounding = count * (4 * np.finfo(np.float64).eps * mean) ** 2  # of the mean of equal elements
+    return count * m4 / m2**2 if m2 > rounding else float("nan")

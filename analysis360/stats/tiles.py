@@ -22,7 +22,7 @@ def exact(x: torch.Tensor) -> torch.Tensor:
     import torch
 
     if x.dtype in (torch.float32, torch.float64):
-        return x.to(torch.float64)
+        return x.to(torch.float64, copy=True)
     return x.to(torch.float32).to(torch.float64)  # two fast conversions beat a slow one
 
 

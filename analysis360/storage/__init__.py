@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from analysis360.errors import StorageError
 from analysis360.storage.base import Store
@@ -56,7 +57,7 @@ def open_store(
     if not found:
         return _local(uri, revision, files)
     if scheme == "file":
-        return _local(unquote(urlsplit(uri).path), revision, files)
+        return _local(url2pathname(urlsplit(uri).path), revision, files)
     if scheme == "memory":
         from analysis360.storage.memory import MemoryStore
 

@@ -50,6 +50,13 @@ class Store(ABC):
             undefined.
         """
 
+    def interrupt(self) -> None:  # noqa: B027 - a store that never waits has nothing to end
+        """End waiting: until `close`, reads under way and new ones raise soon instead of trying on.
+
+        For whoever stops while other threads still read, as Ctrl-C does. May be called from any
+        thread. A read that needn't wait may still succeed.
+        """
+
     def close(self) -> None:  # noqa: B027 - a store with nothing to let go of need not say so
         """Let go of connections and open files; reading afterwards opens them again."""
 

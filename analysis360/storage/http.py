@@ -24,7 +24,7 @@ __all__ = ["HttpRanges", "HttpStore", "Target", "origin"]
 
 _PIECE = 1 << 19  # bytes read from the socket at once; measured: the fastest of 64 KiB to 8 MiB
 _HOPS = 5
-_BUSY = {408, 429, 500, 502, 503, 504}
+BUSY = {408, 429, 500, 502, 503, 504}
 _REFUSED = {401, 403, 410}
 _MOVED = {301, 302, 303, 307, 308}
 _PROGRESS = 65_536  # bytes after which earlier failures are forgotten
@@ -105,6 +105,7 @@ class HttpRanges(Store):
         self._pools = Pools(timeout)
         self._addresses: dict[str, _Address] = {}
         self._lock = threading.Lock()
+        self._interrupted = threading.Event()
 
     @abstractmethod
     def locate(self, path: str) -> Target:
@@ -119,7 +120,7 @@ class HttpRanges(Store):
 
     def patience(self, what: str) -> Patience:
         """Make a counter of failures for one task, named for the error message."""
-        return Patience(f"{self.uri}: {what}", self.attempts, self.backoff)
+        return Patience(f"{self.uri}: {what}", self.attempts, self.backoff, self._interrupted)
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str]
@@ -138,8 +139,13 @@ class HttpRanges(Store):
                 address = self._addresses[path] = _Address(lambda: self.locate(path))
         _Range(self, path, size, offset, buffer, address).run()
 
+    def interrupt(self) -> None:  # noqa: D102 - inherited
+        self._interrupted.set()
+
     def close(self) -> None:  # noqa: D102
         self._pools.close()
+        # a new one: a reader that has not noticed the old one yet must not miss it
+        self._interrupted = threading.Event()
 
 
 class _Range:
@@ -162,6 +168,7 @@ class _Range:
 
     def run(self) -> None:
         while self.done < len(self.buffer):
+            self.patience.check()
             target = self.address.get()
             before = self.done
             try:
@@ -201,6 +208,7 @@ class _Range:
 
     def take(self, response: urllib3.BaseHTTPResponse) -> None:
         while self.done < len(self.buffer):
+            self.patience.check()
             got = response.readinto(self.buffer[self.done : self.done + _PIECE])
             if got == 0:
                 return
@@ -211,7 +219,7 @@ class _Range:
     ) -> None:
         """Accept exactly the range that was asked for; tell what to do about anything else."""
         status, said = response.status, response.headers
-        if status in _BUSY:
+        if status in BUSY:
             raise _Busy(f"status {status}", wait_asked(said))
         if status in _MOVED and said.get("Location"):
             self.move(target, urljoin(target.url, said["Location"]))

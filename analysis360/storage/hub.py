@@ -15,7 +15,7 @@ from urllib.parse import quote, urljoin
 import urllib3
 
 from analysis360.errors import RunNotFound, StorageError
-from analysis360.storage.http import HttpRanges, Target, origin, reason
+from analysis360.storage.http import BUSY, HttpRanges, Target, origin, reason
 from analysis360.storage.transport import is_transient, wait_asked
 
 __all__ = ["HubStore", "list_files", "list_refs"]
@@ -87,6 +87,7 @@ class HubStore(HttpRanges):
     def _head(self, path: str, url: str) -> tuple[Mapping[str, str], int]:
         patience = self.patience(f"{path}: resolving its address")
         while True:
+            patience.check()
             try:
                 response = self.request("HEAD", url, self.headers_for(url))
             except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -96,7 +97,7 @@ class HubStore(HttpRanges):
                 continue
             response.drain_conn()
             status, said = response.status, response.headers
-            if status in (408, 429, 500, 502, 503, 504):
+            if status in BUSY:
                 patience.failed(f"status {status}", wait_asked(said))
             elif status == 200 or (300 <= status < 400 and said.get("Location")):
                 return said, status
@@ -127,7 +128,9 @@ def list_refs(
     Raises
     ------
     RunNotFound
-        If the repository is missing, private, gated, or the Hub can't be asked.
+        If the repository is missing, private or gated.
+    StorageError
+        If the Hub can't be asked.
     """
     with _explained(repo, None):
         refs = _api(endpoint, token).list_repo_refs(repo)
@@ -142,7 +145,9 @@ def list_files(
     Raises
     ------
     RunNotFound
-        If the repository or the revision is missing, private, gated, or the Hub can't be asked.
+        If the repository or the revision is missing, private or gated.
+    StorageError
+        If the Hub can't be asked.
     """
     from huggingface_hub.hf_api import RepoFile
 
@@ -200,13 +205,15 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise RunNotFound(f"{where}: not a repository name; it reads owner/name") from error
     except errors.OfflineModeIsEnabled as error:
-        raise RunNotFound(f"{where}: HF_HUB_OFFLINE is set, so the Hub is not asked") from error
+        raise StorageError(f"{where}: HF_HUB_OFFLINE is set, so the Hub is not asked") from error
     except errors.HfHubHTTPError as error:
-        raise RunNotFound(f"{where}: the Hub refused: {error}") from error
+        busy = error.response is None or error.response.status_code in BUSY
+        kind = StorageError if busy else RunNotFound
+        raise kind(f"{where}: the Hub refused: {error}") from error
     except Exception as error:
         if not _is_network(error):
             raise
-        raise RunNotFound(f"{where}: the Hub can't be reached: {error}") from error
+        raise StorageError(f"{where}: the Hub can't be reached: {error}") from error
 
 
 def _is_network(error: Exception) -> bool:

@@ -15,14 +15,24 @@ from analysis360.storage.base import Store
 __all__ = ["LocalStore", "fingerprint"]
 
 _OPEN_FILES = 32  # a 70B checkpoint has about this many shards; the usual limit is 1024 per process
+_ENDS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".index.json")
+# Sub-folders that the formats look into
+_FOLDERS = {"model", "weights", "optimizer", "optim", "optimizer_state", "model_state"}
+_RESULTS = "plan.json"  # in a folder that `Plan.run` wrote
 
 
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """List paths below `root`, with their stat; file links are followed, as Hub caches need."""
+    """List paths below `root`, with their stat; file links are followed, as Hub caches need.
+
+    Folders of results are left out: they may be written beside the files that were measured.
+    """
     if root.is_file():
         yield root.name, root.stat()
         return
-    for folder, _, names in os.walk(root):
+    for folder, below, names in os.walk(root):
+        if _RESULTS in names and Path(folder) != root:
+            below.clear()
+            continue
         for name in names:
             full = Path(folder, name)
             try:
@@ -32,14 +42,22 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield full.relative_to(root).as_posix(), stat
 
 
+def _holds_tensors(path: str) -> bool:
+    """Whether a file is one that the formats look into: logs beside it may grow."""
+    *folders, name = path.split("/")
+    return name.endswith(_ENDS) and not name.startswith(".") and set(folders) <= _FOLDERS
+
+
 def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Tell one state of a folder (or file) from another without reading it.
+    """Tell one state of a checkpoint's folder (or file) from another without reading it.
 
     Returns
     -------
     str
         ``"local:"`` and 16 hexadecimal digits of the SHA-256 of sorted paths, sizes and times of
-        change, which serves as the revision of a local checkpoint.
+        change, which serves as the revision of a local checkpoint. Counted are files that can hold
+        tensors or their index, so that logs and results may be written into the folder; if none
+        has a known ending, all files.
 
     Raises
     ------
@@ -50,19 +68,28 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     if not root.exists():
         raise RunNotFound(f"{root}: no such folder or file")
     listing = sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in _walk(root))
+    listing = [entry for entry in listing if _holds_tensors(entry[0])] or listing
     return f"local:{hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"
 
 
-class _Descriptor:
+class _File:
     """An open file, closed when the last thread lets go of it: eviction can't cut a read short."""
 
     def __init__(self, path: Path) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._raw = open(path, "rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, buffer: memoryview) -> int:
+        """Read up to ``len(buffer)`` bytes; 0 at the end of the file."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._raw.fileno(), [buffer], offset)
+        with self._lock:  # Windows: its files have one position for all threads
+            self._raw.seek(offset)
+            return self._raw.readinto(buffer) or 0
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
+        if hasattr(self, "_raw"):
+            self._raw.close()
 
 
 class LocalStore(Store):
@@ -99,7 +126,7 @@ class LocalStore(Store):
             raise RunNotFound(f"{self.uri}: no such folder or file")
         self._single = self.root.is_file()
         self._files = dict(files) if files is not None else None
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._open: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
 
     def files(self) -> Mapping[str, int]:  # noqa: D102 - inherited
@@ -122,24 +149,24 @@ class LocalStore(Store):
             )
 
     def _fill(self, path: str, offset: int, buffer: memoryview) -> int:
-        # preadv rather than mmap: both were measured at memory speed (8 GB/s in pieces of 8 MiB,
-        # one to four threads, cached or not), but preadv lets other threads run while a disk is
-        # waited for, and where a file is cut while it is read it returns short: a map would kill
-        # the process (SIGBUS).
-        descriptor = self._descriptor(path)
+        # preadv rather than mmap: it lets other threads run while a disk is waited for, and where
+        # a file is cut while it is read it returns short: a map would kill the process (SIGBUS).
+        # It is not always faster: one thread that reads a freshly written, cached file was faster
+        # with a map.
+        file = self._file(path)
         done = 0
         while done < len(buffer):
-            got = os.preadv(descriptor.number, [buffer[done:]], offset + done)
+            got = file.read_at(offset + done, buffer[done:])
             if got == 0:
                 break
             done += got
         return done
 
-    def _descriptor(self, path: str) -> _Descriptor:
+    def _file(self, path: str) -> _File:
         with self._lock:
             held = self._open.get(path)
             if held is None:
-                held = _Descriptor(self.root if self._single else self.root / path)
+                held = _File(self.root if self._single else self.root / path)
                 self._open[path] = held
                 if len(self._open) > _OPEN_FILES:
                     self._open.popitem(last=False)

@@ -8,7 +8,6 @@ import random
 import re
 import ssl
 import threading
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -101,11 +100,31 @@ class Patience:
         Failures in a row that end it.
     backoff : float
         Seconds before the first repetition.
+    interrupted : threading.Event, optional
+        Ends waiting when it is set.
     """
 
-    def __init__(self, what: str, attempts: int, backoff: float) -> None:
+    def __init__(
+        self,
+        what: str,
+        attempts: int,
+        backoff: float,
+        interrupted: threading.Event | None = None,
+    ) -> None:
         self.what, self.attempts, self.backoff = what, attempts, backoff
+        self.interrupted = interrupted or threading.Event()
         self.failures = 0
+
+    def check(self) -> None:
+        """Go on only if nobody has interrupted.
+
+        Raises
+        ------
+        StorageError
+            If somebody has.
+        """
+        if self.interrupted.is_set():
+            raise StorageError(f"{self.what}: interrupted")
 
     def progress(self) -> None:
         """Forget earlier failures: something arrived."""
@@ -117,7 +136,7 @@ class Patience:
         Raises
         ------
         StorageError
-            If that was the last attempt.
+            If that was the last attempt, or waiting was interrupted.
         """
         self.failures += 1
         if self.failures >= self.attempts:
@@ -127,7 +146,8 @@ class Patience:
         if wait is None:
             doubled = self.backoff * 2 ** (self.failures - 1)
             wait = min(doubled, _LONGEST_BACKOFF) * random.uniform(0.5, 1.5)
-        time.sleep(wait)
+        self.interrupted.wait(wait)
+        self.check()
 
 
 def wait_asked(headers: Mapping[str, str]) -> float | None:

@@ -1,7 +1,6 @@
 """The engine on a real folder and over real HTTP: the table, the bytes, the bad days."""
 
 import json
-import os
 import pickle
 import random
 import signal
@@ -271,7 +270,7 @@ def test_killed_at_random_moments_it_goes_on(folder, tmp_path, monkeypatch, tabl
         while process.poll() is None and len(list(out.glob("parts/part-*.parquet"))) < wanted:
             time.sleep(0.001)
         time.sleep(chance.random() * 0.02)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         process.stdout.close()
         kept = sorted(out.glob("parts/part-*.parquet"))
@@ -475,3 +474,29 @@ def test_cuda_gives_the_same_table(folder, table):
     other = everything(a360.open_run(folder), device="cuda").run(progress=False)
     for name in table.select_dtypes("float64"):
         np.testing.assert_allclose(other[name], table[name], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_interrupt_does_not_wait_out_a_back_off(folder, hub):
+    """The Hub asks to wait a minute; Ctrl-C is not made to."""
+    from tests.hub_server import Fault
+
+    code = (
+        "import sys, analysis360 as a360\n"
+        "run = a360.open_run('lab/small')\n"
+        "plan = a360.plan(run, ['rms'], against=())\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try:\n    plan.run(progress=False)\n"
+        "except KeyboardInterrupt:\n    print('stopped', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    hub.faults.append(Fault("status", times=1000, status=429, headers={"Retry-After": "60"}))
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    before = len(hub.log)
+    while not any(r.status == 429 for r in hub.log[before:]) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == "stopped\n"

@@ -16,7 +16,9 @@ from analysis360.stats import DEFAULT
 torch.ones(300_000).to(torch.float64).sum()
 print("imported", flush=True); sys.stdin.readline()
 run = a360.open_run(sys.argv[1])
-plan = a360.plan(run, memory=int(sys.argv[2]))
+statistics = DEFAULT if sys.argv[4] == "sums" else (*DEFAULT, "stable_rank")
+torch.linalg.eigvalsh(torch.eye(64, dtype=torch.float64))
+plan = a360.plan(run, statistics, memory=int(sys.argv[2]))
 plan.run(sys.argv[3], progress=False)
 print(plan.peak_nbytes, plan.nbytes, flush=True)
 """
@@ -34,11 +36,14 @@ def anonymous(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("budget", [110_000_000, 1_000_000_000])
-def test_peak_private_memory(tmp_path, budget):
+@pytest.mark.parametrize(
+    ("budget", "kind"),
+    [(110_000_000, "sums"), (1_000_000_000, "sums"), (650_000_000, "spectra")],
+)
+def test_peak_private_memory(tmp_path, budget, kind):
     """Eight checkpoints of 0.2 GB, deltas between all of them, in a budget smaller than one."""
     generator = torch.Generator().manual_seed(0)
-    for step in range(1, 9):
+    for step in range(1, 9 if kind == "sums" else 4):
         folder = tmp_path / "run" / f"step{step}"
         folder.mkdir(parents=True)
         weights = {
@@ -48,7 +53,7 @@ def test_peak_private_memory(tmp_path, budget):
             for i in range(3)
         }
         save_file(weights, folder / "model.safetensors")
-    arguments = [str(tmp_path / "run"), str(budget), str(tmp_path / "out")]
+    arguments = [str(tmp_path / "run"), str(budget), str(tmp_path / "out"), kind]
     process = subprocess.Popen(
         [sys.executable, "-c", CODE, *arguments],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

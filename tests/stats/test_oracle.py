@@ -199,6 +199,45 @@ def test_closed_forms():
     assert (eye["stable_rank"], eye["spectral_norm"]) == pytest.approx((50.0, 3.0))
 
 
+def test_angle_of_very_different_norms():
+    a = torch.randn(50, generator=generator(20), dtype=torch.float64)
+    for factor in (1e-3, 1e-6, 1e-8, 1e6):
+        row = pair(factor * a, a, ["cosine", "angle"])
+        assert row["cosine"] == pytest.approx(1, abs=1e-7) and row["angle"] < 1e-3, factor
+
+
+def test_spectra_at_the_edges():
+    """Wide, tiny and huge matrices, each within its own bound."""
+    g = generator(21)
+    names = ["spectral_norm", "spectral_norm_error"]
+    tall = torch.randn(1200, 1100, generator=g)
+    cases = {
+        "one row": torch.randn(1, 200_000, generator=g),
+        "two rows": torch.randn(2, 100_000, generator=g),
+        "one element": torch.full((1, 1), -3.0),
+        "huge": 1e36 * tall,
+        "tiny": 1e-38 * tall,
+        "rank one": torch.outer(torch.arange(1200.0), torch.arange(1100.0)),
+    }
+    for name, matrix in cases.items():
+        row = alone(matrix, names)
+        want = reference.SPECTRAL["spectral_norm"](reference.as64(matrix))
+        assert abs(row["spectral_norm"] - want) <= row["spectral_norm_error"], name
+
+
+def test_unknown_hyper_parameters_are_not_zero():
+    for betas in ((math.nan, 0.95), (0.9, math.nan)):
+        from analysis360.stats.adam import adam_sums
+
+        ones = torch.ones(3, dtype=torch.float64)
+        assert adam_sums(ones, ones, 10.0, *betas, 1e-8).isnan().all()
+
+
+def test_a_constant_has_no_kurtosis_in_any_dtype():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert math.isnan(alone(torch.full((1001,), 0.1, dtype=dtype), ["kurtosis"])["kurtosis"])
+
+
 def test_simulated_null_of_adam():
     """Independent Gaussian gradients, 600 steps, β = (0.9, 0.95): RMS(u) 0.226, ρ 0.0526."""
     g = generator(13)

@@ -100,12 +100,18 @@ def test_retry_after_in_seconds_and_as_a_date():
     assert wait_asked({"Retry-After": "soon"}) is None
 
 
-def test_patience_doubles_and_ends(monkeypatch):
+def test_patience_doubles_and_ends():
     waits = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    patience = Patience("what", attempts=4, backoff=1.0)
+
+    class Clock(threading.Event):
+        def wait(self, timeout=None):
+            waits.append(timeout)
+            return False
+
+    patience = Patience("what", attempts=4, backoff=1.0, interrupted=Clock())
     for _ in range(3):
         patience.failed("broken")
+    assert len(waits) == 3
     for wait, low in zip(waits, (0.5, 1.0, 2.0)):
         assert low <= wait <= 3 * low
     with pytest.raises(StorageError, match="what: broken; given up after 4 attempts"):

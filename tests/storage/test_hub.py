@@ -236,6 +236,25 @@ def test_missing_file_on_the_hub(server):
             store.read("gone.bin", 0, 5)
 
 
+@pytest.mark.parametrize(("host", "method"), [("cdn", "GET"), ("api", "HEAD")])
+def test_interrupt_ends_the_wait_that_the_server_asked_for(server, store, host, method):
+    patient = Fault("status", host, method, status=429, headers={"Retry-After": "30"}, times=100)
+    server.faults = [patient]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(store.read, FILE, 1000 * i, 1000) for i in range(8)]
+        while patient.times == 100:
+            time.sleep(0.01)
+        start = time.monotonic()
+        store.interrupt()
+        for read in reads:
+            with pytest.raises(StorageError, match=f"{FILE}.*: interrupted"):
+                read.result(timeout=10)
+        assert time.monotonic() - start < 5
+    store.close()
+    server.faults = []
+    assert store.read(FILE, 0, 10) == DATA[:10]
+
+
 # Access
 
 
@@ -284,8 +303,15 @@ def test_bad_name(server):
         list_refs("a b/c/d", server.endpoint)
 
 
+@pytest.mark.parametrize(("status", "kind"), [(503, StorageError), (401, RunNotFound)])
+def test_hub_that_is_down_is_told_from_one_that_refuses(server, status, kind):
+    server.faults = [Fault("status", host="api", status=status, times=100)]
+    with pytest.raises(kind, match=f"hf://{REPO}"):
+        list_refs(REPO, server.endpoint)
+
+
 def test_no_network():
-    with pytest.raises(RunNotFound, match=f"hf://{REPO}: the Hub can't be reached"):
+    with pytest.raises(StorageError, match=f"hf://{REPO}: the Hub can't be reached"):
         list_refs(REPO, "http://127.0.0.1:9")
 
 
@@ -294,7 +320,7 @@ def test_offline_switch(server, monkeypatch):
     with HubStore(REPO, "main", files={FILE: len(DATA)}, endpoint=server.endpoint) as store:
         with pytest.raises(StorageError, match="HF_HUB_OFFLINE is set"):
             store.read(FILE, 0, 10)
-    with pytest.raises(RunNotFound, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(StorageError, match="HF_HUB_OFFLINE is set"):
         list_refs(REPO, server.endpoint)
     assert server.log == []
 

@@ -1,6 +1,8 @@
+import concurrent.futures
 import os
 import pathlib
 
+import numpy as np
 import pytest
 
 from analysis360.errors import RunNotFound, StorageError
@@ -16,6 +18,27 @@ class TestLocalStore(StoreTests):
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_bytes(data)
         return LocalStore(tmp_path)
+
+
+class TestLocalStoreWithoutPreadv(TestLocalStore):
+    """As on Windows."""
+
+    @pytest.fixture(autouse=True)
+    def _no_preadv(self, monkeypatch):
+        monkeypatch.delattr(os, "preadv", raising=False)
+
+
+def test_without_preadv_threads_do_not_move_each_others_position(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "preadv", raising=False)
+    words = np.arange(1 << 18, dtype=np.uint32)
+    words.tofile(tmp_path / "a.bin")
+    store = LocalStore(tmp_path)
+    spans = [(i * 4099 % 200_000, 60_000) for i in range(400)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda span: store.read("a.bin", 4 * span[0], 4 * span[1]), spans))
+    for (first, count), raw in zip(spans, found):
+        got = np.frombuffer(raw, dtype=np.uint32)
+        assert got[0] == first and got[-1] == first + count - 1
 
 
 def test_one_file_is_a_store_of_its_own(tmp_path):
@@ -90,6 +113,35 @@ def test_fingerprint_tells_changes_and_guards_opening(tmp_path):
     assert fingerprint(tmp_path) != first
     with pytest.raises(StorageError, match="were changed since"):
         open_store(str(tmp_path), first)
+
+
+def test_fingerprint_is_of_tensors_and_their_index_only(tmp_path):
+    """What is written beside them while they are measured is no change of them."""
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "part.pt").write_bytes(b"12345")
+    first = fingerprint(tmp_path)
+    (tmp_path / "train.csv").write_text("step,loss\n")
+    (tmp_path / "measured" / "parts").mkdir(parents=True)
+    (tmp_path / "measured" / "plan.json").write_text("{}")
+    (tmp_path / "measured" / "parts" / "0.parquet").write_text("rows")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "events.bin").write_bytes(b"no format looks here")
+    assert fingerprint(tmp_path) == first
+    listed = set(LocalStore(tmp_path).files())
+    assert {"train.csv", "runs/events.bin"} <= listed
+    assert not any(path.startswith("measured/") for path in listed)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    second = fingerprint(tmp_path)
+    (tmp_path / "optimizer" / "part.pt").write_bytes(b"123456")
+    assert len({first, second, fingerprint(tmp_path)}) == 3
+
+
+def test_fingerprint_of_files_in_a_form_that_another_package_reads(tmp_path):
+    (tmp_path / "shard.distcp").write_bytes(b"1")
+    first = fingerprint(tmp_path)
+    (tmp_path / "shard.distcp").write_bytes(b"12")
+    assert fingerprint(tmp_path) != first
 
 
 def test_given_listing_is_used(tmp_path):

@@ -1,0 +1,163 @@
+"""The results folder: unfinished, read while written, coarse levels, provenance."""
+
+import math
+
+import pytest
+
+import analysis360 as a360
+from analysis360.engine import measure, schedule
+from analysis360.errors import StatisticError, TableError
+from analysis360.results import Parts
+from tests.measured import close, run_of
+from tests.small_run import SHAPES, small_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return a360.open_run(small_run(tmp_path / "run", last=2))
+
+
+def stop_after(monkeypatch, count):
+    """Interrupt the next measurement after `count` jobs."""
+    real, done = measure._job, []
+
+    def job(*given):
+        if len(done) == count:
+            raise KeyboardInterrupt
+        done.append(1)
+        return real(*given)
+
+    monkeypatch.setattr(measure, "_job", job)
+    return lambda: monkeypatch.setattr(measure, "_job", real)
+
+
+def test_an_unfinished_folder_gives_only_what_is_whole(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(schedule, "BLOCK", 300)  # the embedding takes three blocks, in three jobs
+    plan = a360.plan(run, ["l2_norm"], against=())
+    again = stop_after(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(tmp_path / "m", progress=False)
+    part = a360.load_table(tmp_path / "m")
+    assert "unfinished: 4 of" in caplog.text
+    again()
+    whole = plan.run(progress=False)
+    key = ["branch", "number", "name"]
+    merged = part.merge(whole, on=key, suffixes=("", "_whole"))
+    assert 0 < len(merged) == len(part) < len(whole)
+    assert (merged["l2_norm"] == merged["l2_norm_whole"]).all()
+    with pytest.raises(TableError, match="unfinished.*by='all' needs all"):
+        a360.load_table(tmp_path / "m", by="all")
+    assert a360.read_provenance(tmp_path / "m")["finished"] is None
+    plan.run(tmp_path / "m", progress=False)
+    assert len(a360.load_table(tmp_path / "m", by="all")) == len(run.entries)
+    assert a360.read_provenance(tmp_path / "m")["finished"]
+
+
+def test_reading_disturbs_no_writer(run, tmp_path):
+    a360.plan(run, ["rms"], against=()).run(tmp_path / "m", progress=False)
+    aside = tmp_path / "m" / "parts" / "part-000002.aside"
+    aside.write_bytes(b"being written by another process")
+    damaged = tmp_path / "m" / "parts" / "part-000009.parquet"
+    damaged.write_bytes(b"not parquet")
+    assert len(a360.load_table(tmp_path / "m")) == len(SHAPES) * len(run.entries)
+    assert aside.exists() and damaged.exists()
+
+
+def test_what_was_not_measured_is_said(run, tmp_path):
+    a360.plan(run, ["rms"], against=()).run(tmp_path / "m", progress=False)
+    with pytest.raises(
+        TableError, match="'update_rms' rests on 'adam_sums@1'.*holds moment_sums@1"
+    ):
+        a360.load_table(tmp_path / "m", statistics=["update_rms"])
+    with pytest.raises(StatisticError, match="unknown statistic"):
+        a360.load_table(tmp_path / "m", statistics=["rmss"])
+    with pytest.raises(TableError, match="unknown level"):
+        a360.load_table(tmp_path / "m", by="block")
+    with pytest.raises(TableError, match="not a results folder"):
+        a360.load_table(tmp_path)
+
+
+def test_spectra_do_not_merge(run, tmp_path):
+    a360.plan(run, ["stable_rank"], against=()).run(tmp_path / "m", progress=False)
+    layers = a360.load_table(tmp_path / "m", by="layer")
+    assert len(layers) == 3 * len(run.entries) and layers["stable_rank"].isna().all()
+
+
+def test_results_of_another_plan_are_not_called_finished(run, tmp_path, monkeypatch):
+    a360.plan(run, ["rms"], against=()).run(tmp_path / "m", progress=False)
+    stop_after(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        a360.plan(run.select(number=[1]), ["rms"], against=()).run(tmp_path / "m", progress=False)
+    assert a360.read_provenance(tmp_path / "m")["finished"] is None
+
+
+def test_a_corrected_description_is_not_answered_from_old_rows(tmp_path):
+    folder = small_run(tmp_path / "run", last=1, optimizer=False)
+    first = a360.plan(a360.open_run(folder), ["update_ratio"]).run(tmp_path / "m", progress=False)
+    toml = folder / "analysis360.toml"
+    toml.write_text(toml.read_text().replace("peak = 1e-2", "peak = 2e-2"))
+    again = a360.plan(a360.open_run(folder), ["update_ratio"]).run(tmp_path / "m", progress=False)
+    ratio = (first["update_ratio"] / again["update_ratio"]).dropna()
+    assert len(ratio) == len(SHAPES) and (ratio > 1.5).all()
+
+
+def test_a_statistic_of_weights_and_moments(run):
+    """The update-to-weight ratio needs sums of both; it stands in the rows of the moments."""
+    from analysis360.stats import statistic, statistics
+
+    @statistic(degree=None, low=0)
+    def update_to_weight(u_sq, m2, mean, count):
+        """Norm of the update over that of the weight."""
+        return (u_sq / (m2 + count * mean**2)) ** 0.5
+
+    try:
+        asked = ["update_to_weight", "update_rms", "rms"]
+        table = a360.plan(run, asked, against=()).run(progress=False)
+    finally:
+        statistics.remove("update_to_weight")
+    moments = table[(table["state"] == "adam") & (table["step"] > 0)].set_index(
+        ["branch", "number", "name"]
+    )
+    weight = table[table["state"] == "weight"].set_index(["branch", "number", "name"])
+    want = moments["update_rms"] / weight["rms"].reindex(moments.index)
+    assert len(moments) and (abs(moments["update_to_weight"] / want - 1) < 1e-12).all()
+    assert weight["update_to_weight"].isna().all() and moments["rms"].isna().all()
+
+
+def test_failing_statistics_say_where(run):
+    from analysis360.stats import statistic, statistics
+
+    @statistic(degree=1)
+    def broken(mean):
+        """Fails on purpose."""
+        return math.sqrt(-1 - mean**2)
+
+    try:
+        with pytest.raises(
+            StatisticError, match="embed_tokens.*'broken' failed: (math domain|expected)"
+        ):
+            a360.plan(run, ["broken"], against=()).run(progress=False)
+    finally:
+        statistics.remove("broken")
+
+
+def test_parts_in_memory_and_on_disk_hold_the_same(run, tmp_path):
+    plan = a360.plan(run, ["rms", "displacement"])
+    plan.run(tmp_path / "m", progress=False)
+    on_disk = Parts(tmp_path / "m").rows(j.key for j in plan.jobs)
+    assert set(on_disk["block"]) == {0} and on_disk["reference"].str.contains("ckpt").any()
+
+
+def test_module_level_is_over_all_layers(tmp_path):
+    import torch
+
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+    run, stores = run_of({names[0]: torch.full((2, 2), 3.0), names[1]: torch.full((6, 2), 4.0)})
+    a360.plan(run, ["rms", "max_abs"], against=()).run(tmp_path / "m", progress=False)
+    row = a360.load_table(tmp_path / "m", by="module").iloc[0]
+    assert (
+        close(row["rms"], ((4 * 9 + 12 * 16) / 16) ** 0.5)
+        and row["max_abs"] == 4
+        and row["numel"] == 16
+    )
+    assert stores
