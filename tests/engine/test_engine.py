@@ -256,7 +256,7 @@ def measure_in_a_process(folder, out):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_goes_on(folder, tmp_path, monkeypatch, table, kills):
     monkeypatch.setattr(schedule, "BLOCK", 600)
     plan = everything(a360.open_run(folder))
