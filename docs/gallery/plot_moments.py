@@ -4,7 +4,7 @@ import sys
 
 import analysis360 as a360
 
-run = a360.open_run(sys.argv[1]).select(step=slice(1, None))  # no moments before the first step
+run = a360.open_run(sys.argv[1])  # no moments before the first step
 statistics = ["update_rms", "adam_snr", "adam_snr_null", "grad_norm_ema", "eps_fraction"]
 a360.plan(run, statistics, memory="1 GB").run("gallery_moments")
 for level in ("all", "layer"):
