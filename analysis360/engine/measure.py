@@ -88,25 +88,29 @@ def _missing(plan: Plan, done: set[str]) -> tuple[Measure, ...]:
 
 def _work(plan: Plan, todo: Todo, parts: Parts, progress: bool) -> int:
     """Measure the jobs that are left; return the bytes that were read."""
-    steps = [(job, measures, plan.steps(job, measures)) for job, measures in todo]
-    every = [read for _, _, mine in steps for _, reads in mine for read in reads]
-    total = sum(read.nbytes for read in every)
-    pinned = plan.device != "cpu"
+    if not todo:
+        return 0
+    total = sum(read.nbytes for read in _reads(plan, todo))
     with ExitStack() as stack:
-        stores = {
-            c: stack.enter_context(_store(plan, c)) for c in sorted({r.checkpoint for r in every})
-        }
+        stores = {c: stack.enter_context(_store(plan, c)) for c in range(len(plan.checkpoints))}
         pool = stack.enter_context(_workers())
         bar = stack.enter_context(
             tqdm(total=total, unit="B", unit_scale=True, desc="measure", disable=not progress)
         )
-        buffers = Buffers(plan.budget, pinned)
-        flow = stream(every, stores, buffers)
+        buffers = Buffers(plan.budget, pinned=plan.device != "cpu")
+        flow = stream(_reads(plan, todo), stores, buffers)
         stack.callback(flow.close)
-        for job, measures, mine in steps:
+        for job, measures in todo:
             bar.set_postfix_str(job.blocks[0].name, refresh=False)
-            parts.add(_job(plan, job, measures, mine, flow, buffers, pool, bar))
+            parts.add(_job(plan, job, measures, flow, buffers, pool, bar))
     return total
+
+
+def _reads(plan: Plan, todo: Todo) -> Iterator[Read]:
+    """Requests in the order in which they are taken; there are too many at K2's size for a list."""
+    for job, measures in todo:
+        for _, reads in plan.steps(job, measures):
+            yield from reads
 
 
 def _store(plan: Plan, position: int) -> Store:
@@ -138,7 +142,6 @@ def _job(
     plan: Plan,
     job: Job,
     measures: Sequence[Measure],
-    steps: Sequence[tuple[int, Sequence[Read]]],
     flow: Iterator[tuple[Read, torch.Tensor]],
     buffers: Buffers,
     pool: ThreadPoolExecutor,
@@ -147,7 +150,7 @@ def _job(
     """Take one job through its checkpoints."""
     held = Held(plan, job, plan.held_until(job, measures), buffers)
     rows: list[dict[str, Any]] = []
-    for position, reads in steps:
+    for position, reads in plan.steps(job, measures):
         for _ in reads:
             read, buffer = next(flow)
             held.add(read, buffer)

@@ -22,7 +22,7 @@ from analysis360.stats.tiles import TILE, exact, matrix
 
 __all__ = ["Task", "rows_of", "tasks_of"]
 
-CHUNK = 32
+CHUNK = 8
 """Tiles that a worker takes at a time."""
 
 
@@ -153,7 +153,9 @@ class _Tile:
         if state in STORED:
             stored = self.held.get(position, self.name, state)
             assert stored is not None
-            return matrix(stored) if self.bound is None else exact(stored[slice(*self.bound)])
+            if self.bound is None:
+                return matrix(stored)
+            return exact(stored[slice(*self.bound)], slot=f"tile {len(self._made)}")
         entry = states[state]
         known = scalars(self.plan, position, self.name, self.held, moments=True)
         inputs = {n: self.get(position, n) if n in STORED else known[n] for n in entry.inputs}

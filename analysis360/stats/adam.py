@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import accumulator, state, statistic
-from analysis360.stats.tiles import magnitude
+from analysis360.stats.tiles import magnitude, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,10 @@ __all__ = [
     "adam_snr", "adam_snr_null", "adam_sums", "bound_violations", "eps10_fraction", "eps_fraction",
     "grad_norm_ema", "update", "update_bound", "update_max", "update_rms",
 ]  # fmt: skip
+
+
+UNDERFLOW = 1.1e-19
+"""Root of the smallest normal float32: a smaller gradient has a second moment of zero."""
 
 
 @state()
@@ -81,15 +85,19 @@ def adam_sums(
 
     if not (step >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0):
         return torch.full((9,), math.nan, dtype=torch.float64, device=exp_avg.device)
-    v = exp_avg_sq / (1 - beta2**step)
-    m = exp_avg / (1 - beta1**step)
-    root = v.sqrt()
-    u = update(exp_avg, exp_avg_sq, step, beta1, beta2, eps)
-    bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
+    v = torch.div(exp_avg_sq, 1 - beta2**step, out=scratch(exp_avg, "v"))
+    v_sum = v.sum()
+    root = v.sqrt_()
+    m = torch.div(exp_avg, 1 - beta1**step, out=scratch(exp_avg, "m"))
     # m != 0 with v = 0 is legal: the square underflows long before the gradient does.
-    too_large = (m.abs() > bound * root + torch.finfo(torch.float32).tiny ** 0.5).sum()
+    bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
+    limit = torch.mul(root, bound, out=scratch(exp_avg, "limit")).add_(UNDERFLOW)
+    too_large = (torch.abs(m, out=scratch(exp_avg, "size")) > limit).sum()
+    u = torch.div(m, torch.add(root, eps, out=limit), out=limit)
+    if eps == 0:
+        u.masked_fill_((root == 0) & (m == 0), 0.0)
     values = (
-        torch.full_like(v[0], v.numel()), torch.dot(m, m), v.sum(), torch.dot(u, u),
+        torch.full_like(v_sum, m.numel()), torch.dot(m, m), v_sum, torch.dot(u, u),
         (root < eps).sum(), (root < 10 * eps).sum(), too_large, (exp_avg_sq < 0).sum(),
         magnitude(u),
     )  # fmt: skip

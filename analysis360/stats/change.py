@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import accumulator, statistic
-from analysis360.stats.tiles import magnitude
+from analysis360.stats.tiles import magnitude, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     """
     import torch
 
-    d = tensor - reference
+    d = torch.sub(tensor, reference, out=scratch(tensor, "difference"))
     diff_sq = torch.dot(d, d)
     values = (
         diff_sq, diff_sq + 2 * torch.dot(d, reference),

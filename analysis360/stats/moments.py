@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import accumulator, statistic
-from analysis360.stats.tiles import magnitude
+from analysis360.stats.tiles import magnitude, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +35,8 @@ def moment_sums(tensor: torch.Tensor) -> torch.Tensor:
     n = tensor.numel()
     largest = magnitude(tensor)
     centre = tensor.sum() / n
-    d = tensor - centre
-    square = d * d
+    d = torch.sub(tensor, centre, out=scratch(tensor, "deviation"))
+    square = torch.mul(d, d, out=scratch(tensor, "square"))
     values = (
         torch.full_like(centre, n), centre,
         square.sum(), torch.dot(square, d), torch.dot(square, square),

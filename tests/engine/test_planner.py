@@ -201,8 +201,8 @@ def test_buffers_all_come_back(tmp_path, monkeypatch):
     seen = []
 
     class Watched(measure.Buffers):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
             seen.append(self)
 
     monkeypatch.setattr(measure, "Buffers", Watched)
