@@ -112,6 +112,7 @@ def test_measures_and_does_not_measure_again(run: str, tmp_path: Path, capsys: C
     assert load_table(out)["max_abs"].notna().any()
 
 
+@pytest.mark.pages
 def test_reports_on_a_run(run: str, tmp_path: Path, capsys: Capture) -> None:
     measured, out = tmp_path / "measured", tmp_path / "one.html"
     assert main(["measure", run, "--out", str(measured), "--quiet", "--statistic", "rms"]) == 0

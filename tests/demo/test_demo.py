@@ -206,6 +206,7 @@ def test_global_state_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_transformers_loads_a_checkpoint(run: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = run / "checkpoints" / "normal_ckpt_005"

@@ -423,6 +423,7 @@ def test_wrong_names(folder):
         a360.plan(run, ["rms"], memory="lots")
 
 
+@pytest.mark.slow
 def test_full_disk(folder, tmp_path):
     """A file-size limit stands in for a full disk; what was finished is kept, a rerun completes."""
     out = tmp_path / "m"
@@ -476,6 +477,7 @@ def test_cuda_gives_the_same_table(folder, table):
         np.testing.assert_allclose(other[name], table[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 def test_interrupt_does_not_wait_out_a_back_off(folder, hub):
     """The Hub asks to wait a minute; Ctrl-C is not made to."""
     from tests.hub_server import Fault
