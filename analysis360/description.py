@@ -1,0 +1,139 @@
+"""The file that describes a run: which keys it may have, and what they must be."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+from analysis360.core import Adam, Event, Fork, LearningRate
+from analysis360.errors import FormatError
+
+__all__ = ["compile_pattern", "made", "read_description"]
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A template with braces, or a regular expression with named groups."""
+    if "(?P<" not in pattern:
+        pieces = re.split(r"\{(step|number|branch)\}", pattern)
+        values = {
+            "step": r"(?P<step>\d+)",
+            "number": r"(?P<number>\d+)",
+            "branch": r"(?P<branch>\w+?)",
+        }
+        pattern = "".join(values[p] if i % 2 else re.escape(p) for i, p in enumerate(pieces))
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    if not {"step", "number"} & set(compiled.groupindex):
+        raise ValueError(f"pattern {pattern!r} names neither a step nor a number")
+    return compiled
+
+
+class _Key(NamedTuple):
+    """What a value of a description must be, in words and as a test, and what is made of it."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+    make: Callable[[Any], Any] = lambda value: value
+
+
+def _is_number(value: object) -> bool:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(text, str) for text in value)
+    )
+
+
+_TEXT = _Key("a text", lambda v: isinstance(v, str))
+_TEXTS = _Key(
+    "a text or a list of texts", _are_texts, lambda v: (v,) if isinstance(v, str) else tuple(v)
+)
+_COUNT = _Key("a whole number from 1 on", lambda v: _is_whole(v) and v >= 1)
+_STEP = _Key("a whole number from 0 on", lambda v: _is_whole(v) and v >= 0)
+_SIZE = _Key("a number from 0 on", lambda v: _is_number(v) and v >= 0, float)
+_BETA = _Key("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1, float)
+
+_KEYS: Mapping[str, Any] = {
+    "name": _TEXT, "title": _TEXT, "source": _TEXT, "family": _TEXT,
+    "checkpoints": {
+        "pattern": _TEXT, "folder": _TEXT, "steps_per_number": _COUNT, "tokens_per_step": _COUNT,
+        "unnamed_branch": _TEXT, "unstepped_branches": _TEXTS,
+    },
+    "adam": {
+        "beta1": _BETA, "beta2": _BETA, "eps": _SIZE, "weight_decay": _SIZE, "clip": _SIZE,
+        "lr": _SIZE,
+    },
+    "learning_rate": {"peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT},
+    "forks": [{"branch": _TEXT, "parent": _TEXT, "number": _STEP, "step": _STEP}],
+    "events": [{"branch": _TEXT, "step": _STEP, "label": _TEXT}],
+    "sources": {"*": _TEXTS},
+}  # fmt: skip
+"""Keys of a description: tables, lists of tables, and values; ``*`` is any other key."""
+
+_NOUNS = {"adam": Adam, "learning_rate": LearningRate, "forks": Fork, "events": Event}
+
+
+def read_description(text: str, where: str) -> dict[str, Any]:
+    """Read what ``analysis360.toml`` says; errors begin with `where`."""
+    try:
+        said = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"{where}: {error}") from error
+    checked: dict[str, Any] = _checked(said, _KEYS, where, "")
+    named = checked.get("checkpoints", {})
+    try:
+        if "pattern" in named:
+            named["pattern"] = compile_pattern(named["pattern"])
+    except ValueError as error:
+        raise FormatError(f"{where}: checkpoints.pattern: {error}") from error
+    for key, kind in _NOUNS.items():
+        if isinstance(checked.get(key), list):
+            checked[key] = tuple(made(kind, entry, f"{where}: {key}") for entry in checked[key])
+        elif key in checked:
+            checked[key] = made(kind, checked[key], f"{where}: {key}")
+    return checked
+
+
+def _checked(value: Any, kind: Any, where: str, at: str) -> Any:
+    """Take a value apart along `_KEYS`; `at` is the key it was found under."""
+    if isinstance(kind, _Key):
+        if not kind.fits(value):
+            raise FormatError(f"{where}: {at} = {value!r}: expected {kind.expected}")
+        return kind.make(value)
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            raise FormatError(f"{where}: {at} = {value!r}: expected tables, each under [[{at}]]")
+        return [_checked(v, kind[0], where, f"{at}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, dict):
+        raise FormatError(f"{where}: {at} = {value!r}: expected a table, under [{at}]")
+    made = {}
+    for key, entry in value.items():
+        inner = f"{at}.{key}" if at else key
+        if key not in kind and "*" not in kind:
+            raise FormatError(f"{where}: {inner}: no such key; known are {', '.join(kind)}")
+        made[key] = _checked(entry, kind.get(key, kind.get("*")), where, inner)
+    return made
+
+
+def made(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """Make one of the nouns from its keys; a missing key is an error that begins with `where`."""
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise FormatError(f"{where}: {', '.join(missing)} is missing")
+    try:
+        return kind(**values)
+    except FormatError as error:
+        raise FormatError(f"{where}: {error}") from error
