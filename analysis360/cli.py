@@ -10,9 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis360 import __version__
 from analysis360.errors import Analysis360Error
+
+if TYPE_CHECKING:
+    from analysis360 import Plan
 
 __all__ = ["main"]
 
@@ -150,7 +154,7 @@ def _range(text: str) -> int | slice:
         ) from None
 
 
-def _planned(given: argparse.Namespace) -> object:
+def _planned(given: argparse.Namespace) -> Plan:
     import analysis360 as a360
 
     run = a360.open_run(given.run, pattern=given.pattern).select(
@@ -170,7 +174,7 @@ def _plan(given: argparse.Namespace) -> None:
 def _measure(given: argparse.Namespace) -> None:
     made = _planned(given)
     print(made)
-    table = made.run(given.out, progress=not given.quiet)  # type: ignore[attr-defined]
+    table = made.run(given.out, progress=not given.quiet)
     print(f"{len(table):,} rows in {given.out}")
 
 

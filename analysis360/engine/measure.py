@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -31,8 +30,6 @@ from analysis360.stats.base import Measure
 from analysis360.storage import Store, open_store
 
 __all__ = ["run_plan"]
-
-_log = logging.getLogger(__name__)
 
 Todo = list[tuple[Job, tuple[Measure, ...]]]
 

@@ -317,11 +317,13 @@ def _usable(
     ]
     for found, a in zip(known, adam):
         found |= {name for name in Adam.__dataclass_fields__ if getattr(a, name) is not None}
+        found |= {"lr_sum"} if run.learning_rate is not None else set()
     kept = []
     for name in wanted:
         measures = statistics[name].measures
         named = {s for m in measures for s in m.named_states}
-        told = {s for m in measures for s in m.inputs if s in (*Adam.__dataclass_fields__, "step")}
+        inputs = (*statistics[name].inputs, *(s for m in measures for s in m.inputs))
+        told = {s for s in inputs if s in (*Adam.__dataclass_fields__, "step", "lr_sum")}
         lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
         unknown = [s for s in sorted(told) if not any(s in found for found in known)]
         if lacking:

@@ -127,6 +127,12 @@ def test_unknown_betas_are_said(tmp_path):
     assert any("beta2, eps unknown for small" in why for _, why in plan.skipped)
 
 
+def test_an_unknown_schedule_is_said(make):
+    plan = a360.plan(make([("normal", 1), ("normal", 2)]), ["update_ratio", "displacement"])
+    assert plan.statistics == ("displacement",)
+    assert ("update_ratio", "lr_sum unknown for r") in plan.skipped
+
+
 def test_missing_states_are_said(tmp_path):
     run = a360.open_run(small_run(tmp_path / "r", optimizer=False, last=1))
     plan = a360.plan(run, ["rms"], states=["weight", "exp_avg", "update"], against=())
