@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import socket
 import struct
@@ -25,7 +26,11 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 @dataclass
 class Request:
-    """One request as the server saw it; `start` and `stop` bound the bytes that were asked for."""
+    """One request as the server saw it; `start` and `stop` bound the bytes that were asked for.
+
+    `fault` is what was in fact done to it, `at` when it came (seconds, monotonic), `asked` its
+    ``Range``.
+    """
 
     method: str
     host: str  # "api" or "cdn"
@@ -38,6 +43,9 @@ class Request:
     status: int = 0
     sent: int = 0
     authorized: bool = False
+    fault: Fault | None = None
+    asked: str = ""
+    at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -46,8 +54,10 @@ class Fault:
 
     Kinds: ``status`` (with `status`, `headers`), ``cut`` (close the connection after `after` bytes
     of body), ``ignore_range`` (200 with the whole file), ``wrong_range`` (a shifted Content-Range),
-    ``expired`` (403 from the content host), ``reset`` (TCP reset before the answer), ``stall``
-    (wait `seconds` first).
+    ``expired`` (403 from the content host), ``expire`` (every address signed so far answers 403),
+    ``reset`` (TCP reset before the answer, or after `after` bytes of body), ``stall`` (wait
+    `seconds` first), ``hang`` (nothing after `after` bytes of body until the client hangs up, or
+    `seconds`). To `after`, `share` (0 … 1) of the body's length is added.
     """
 
     kind: str
@@ -58,6 +68,7 @@ class Fault:
     status: int = 503
     headers: dict[str, str] = field(default_factory=dict)
     after: int = 0
+    share: float = 0.0
     seconds: float = 0.0
 
     def meets(self, request: Request) -> bool:
@@ -239,7 +250,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         authorized = "Authorization" in self.headers
-        self.request_ = Request(self.command, self.server.kind, self.path, authorized=authorized)
+        self.request_ = Request(
+            self.command, self.server.kind, self.path,
+            authorized=authorized, asked=self.headers.get("Range", ""),
+        )  # fmt: skip
         self.hub.begin(self.request_)
         try:
             time.sleep(self.hub.latency)
@@ -263,18 +277,37 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             return False
         if fault.kind == "stall":
+            self.request_.fault = fault
             time.sleep(fault.seconds)
-        elif fault.kind == "reset":
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self.connection.shutdown(socket.SHUT_RD)
-            self.close_connection = True
-            self.connection.close()
-            raise _Cut
+        elif fault.kind == "reset" and not fault.after and not fault.share:
+            self.reset()
+        elif fault.kind == "hang" and self.command == "HEAD":
+            self.hang()
+        elif fault.kind == "expire":
+            self.request_.fault = fault
+            self.hub.expire_all()
         elif fault.kind in ("status", "expired"):
+            self.request_.fault = fault
             self.send(403 if fault.kind == "expired" else fault.status, fault.headers, b"no")
             return True
         return False
+
+    def reset(self) -> None:
+        """End the connection with a TCP reset."""
+        self.request_.fault = self.fault
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.connection.shutdown(socket.SHUT_RD)
+        self.close_connection = True
+        self.connection.close()
+        raise _Cut
+
+    def hang(self) -> None:
+        """Send nothing more until the client hangs up."""
+        assert self.fault is not None
+        self.request_.fault = self.fault
+        select.select([self.connection], [], [], self.fault.seconds)
+        raise _Cut
 
     def send(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.request_.status = status
@@ -436,8 +469,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(416, {"Content-Range": f"bytes */{size}"})
                 return
             if kind == "ignore_range":
+                if (start, stop) != (0, size):
+                    self.request_.fault = self.fault
                 start, stop = 0, size
             else:
+                if kind == "wrong_range":
+                    self.request_.fault = self.fault
                 status = 206
                 shift = 1 if kind == "wrong_range" else 0
                 span = f"bytes {start + shift}-{stop - 1 + shift}/{size}"
@@ -451,8 +488,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_body(full, start, stop)
 
     def send_body(self, full: Path, start: int, stop: int) -> None:
-        cut = self.fault is not None and self.fault.kind == "cut"
-        end = min(stop, start + self.fault.after) if cut and self.fault else stop
+        fault, end = self.fault, stop
+        if fault is not None and fault.kind in ("cut", "hang", "reset"):
+            end = min(stop, start + fault.after + int(fault.share * (stop - start)))
         self.wfile.flush()
         with full.open("rb") as file:
             while start < end:
@@ -461,9 +499,15 @@ class _Handler(BaseHTTPRequestHandler):
                     raise _Cut
                 start += sent
                 self.request_.sent += sent
-        if cut:
-            self.connection.shutdown(socket.SHUT_RDWR)
-            raise _Cut
+        if fault is None or end == stop:
+            return
+        if fault.kind == "reset":
+            self.reset()
+        if fault.kind == "hang":
+            self.hang()
+        self.request_.fault = fault
+        self.connection.shutdown(socket.SHUT_RDWR)
+        raise _Cut
 
 
 def serve_run(folder: Path, root: Path, repo: str) -> None:

@@ -50,8 +50,13 @@ class Store(ABC):
             undefined.
         """
 
+    @property
+    def retries(self) -> int:
+        """Failures so far after which the same was tried again; 0 where nothing is retried."""
+        return 0
+
     def interrupt(self) -> None:  # noqa: B027 - a store that never waits has nothing to end
-        """End waiting: until `close`, reads under way and new ones raise soon instead of trying on.
+        """End waiting: until `close`, reads under way and new ones raise at once.
 
         For whoever stops while other threads still read, as Ctrl-C does. May be called from any
         thread. A read that needn't wait may still succeed.
@@ -59,6 +64,32 @@ class Store(ABC):
 
     def close(self) -> None:  # noqa: B027 - a store with nothing to let go of need not say so
         """Let go of connections and open files; reading afterwards opens them again."""
+
+    def identity(self, path: str) -> str | None:
+        """What tells this content of a file from any other, for who keeps ranges of it.
+
+        Returns
+        -------
+        str or None
+            The same only for the same bytes, in any process: a commit, an ETag. None where
+            nothing certain is known, or keeping is of no use; nothing is kept then.
+
+        Raises
+        ------
+        StorageError
+            If it had to be asked for and could not be.
+        """
+        return None
+
+    def confirms(self, path: str, identity: str) -> bool:
+        """Whether what was read of `path` until now was of this identity; asked before keeping.
+
+        Raises
+        ------
+        StorageError
+            If it had to be asked for and could not be.
+        """
+        return self.identity(path) == identity
 
     def read(self, path: str, offset: int, nbytes: int) -> bytes:
         """Read `nbytes` bytes of `path` from `offset` on.

@@ -8,17 +8,19 @@ numbers in silence.
 
 from __future__ import annotations
 
+import http.client
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 
 from analysis360.errors import StorageError
 from analysis360.storage.base import Store
-from analysis360.storage.transport import Patience, Pools, is_transient, wait_asked
+from analysis360.storage.transport import Patience, Pools, Tally, is_transient, wait_asked
 
 __all__ = ["HttpRanges", "HttpStore", "Target", "origin"]
 
@@ -104,8 +106,14 @@ class HttpRanges(Store):
         self._token = token
         self._pools = Pools(timeout)
         self._addresses: dict[str, _Address] = {}
+        self._tags: dict[str, str] = {}  # strong ETags that answers must have, where asked for
         self._lock = threading.Lock()
         self._interrupted = threading.Event()
+        self._retried = Tally()
+
+    @property
+    def retries(self) -> int:  # noqa: D102 - inherited
+        return self._retried.value
 
     @abstractmethod
     def locate(self, path: str) -> Target:
@@ -120,7 +128,10 @@ class HttpRanges(Store):
 
     def patience(self, what: str) -> Patience:
         """Make a counter of failures for one task, named for the error message."""
-        return Patience(f"{self.uri}: {what}", self.attempts, self.backoff, self._interrupted)
+        return Patience(
+            f"{self.uri}: {what}", self.attempts, self.backoff, self._interrupted,
+            self._retried.add,
+        )  # fmt: skip
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str]
@@ -130,6 +141,29 @@ class HttpRanges(Store):
             method, url, headers=dict(headers), redirect=False, retries=False,
             preload_content=False, decode_content=False,
         )  # fmt: skip
+
+    def head(self, path: str, url: str) -> urllib3.BaseHTTPResponse:
+        """Ask for the headers of `url`, patiently; any status but "come back later" is an answer.
+
+        Raises
+        ------
+        StorageError
+            If there was no answer.
+        """
+        patience = self.patience(f"{path}: resolving its address")
+        while True:
+            patience.check()
+            try:
+                response = self.request("HEAD", url, self.headers_for(url))
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                if not is_transient(error):
+                    raise StorageError(f"{patience.what}: {error}") from error
+                patience.failed(f"{type(error).__name__}: {error}")
+                continue
+            response.drain_conn()
+            if response.status not in BUSY:
+                return response
+            patience.failed(f"status {response.status}", wait_asked(response.headers))
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:  # noqa: D102
         size = self.check_range(path, offset, len(buffer))
@@ -141,6 +175,7 @@ class HttpRanges(Store):
 
     def interrupt(self) -> None:  # noqa: D102 - inherited
         self._interrupted.set()
+        self._pools.interrupt()
 
     def close(self) -> None:  # noqa: D102
         self._pools.close()
@@ -181,7 +216,7 @@ class _Range:
                 continue
             except StorageError:  # says it all already
                 raise
-            except (urllib3.exceptions.HTTPError, OSError) as error:
+            except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
                 if not is_transient(error):
                     raise self.wrong(f"{error}") from error
                 reason, wait = f"{type(error).__name__}: {error}", None
@@ -201,18 +236,23 @@ class _Range:
             self.take(response)
         finally:
             # A body that was not read to its end leaves bytes on the wire: never reuse that one.
-            if self.done == len(self.buffer) and not response.length_remaining:
+            if self.done == len(self.buffer) and response.length_remaining == 0:
                 response.release_conn()
             else:
                 response.close()
 
     def take(self, response: urllib3.BaseHTTPResponse) -> None:
+        # urllib3's own readinto copies once more: 0.47 against 0.41 CPU s/GB on loopback, where a
+        # bare socket takes 0.41. The response of http.client below it receives into the buffer.
+        body: Any = getattr(response, "_original_response", None) or response
         while self.done < len(self.buffer):
             self.patience.check()
-            got = response.readinto(self.buffer[self.done : self.done + _PIECE])
+            got = body.readinto(self.buffer[self.done : self.done + _PIECE])
             if got == 0:
                 return
             self.done += got
+        if body is not response and body.isclosed():
+            response.length_remaining = 0
 
     def check(
         self, response: urllib3.BaseHTTPResponse, target: Target, start: int, stop: int
@@ -229,6 +269,9 @@ class _Range:
             raise _Again
         if said.get("Content-Encoding", "identity") != "identity":
             raise self.wrong(f"the server encoded the body as {said['Content-Encoding']}")
+        tag = self.store._tags.get(self.path)
+        if tag and status in (200, 206) and said.get("ETag") != tag:
+            raise self.wrong(f"its ETag was {tag}, now {said.get('ETag')}; the file was changed")
         if status == 200 and start == 0 and stop == self.size:
             if said.get("Content-Length") not in (None, str(stop)):
                 raise self.wrong(f"listed with {self.size} bytes, has {said['Content-Length']}")
@@ -314,9 +357,36 @@ class HttpStore(HttpRanges):
         )
         self._root = root.rstrip("/") + "/"
         self._files = dict(files)
+        self._asking = threading.Lock()
 
     def files(self) -> Mapping[str, int]:  # noqa: D102 - inherited
         return self._files
+
+    def identity(self, path: str) -> str | None:
+        """Address and strong ``ETag``, asked for once; None where the server gives none.
+
+        Each answer must then have that tag. A time of change tells whole seconds only, and a weak
+        tag not every byte: with these nothing is kept.
+        """
+        if path not in self._files:
+            return None
+        with self._asking:
+            if path not in self._tags:
+                self._tags[path] = self._tag(path)
+            tag = self._tags[path]
+        return f"{self._root}{path} {tag}" if tag else None
+
+    def _tag(self, path: str) -> str:
+        target = self.locate(path)
+        for _ in range(_HOPS):
+            response = self.head(path, target.url)
+            if response.status in _MOVED and response.headers.get("Location"):
+                url = urljoin(target.url, response.headers["Location"])
+                target = Target(url, self.headers_for(url))
+                continue
+            tag = response.headers.get("ETag", "") if response.status == 200 else ""
+            return tag if tag.startswith('"') else ""
+        return ""
 
     def locate(self, path: str) -> Target:  # noqa: D102 - inherited
         url = self._root + quote(path)

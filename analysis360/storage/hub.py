@@ -1,26 +1,28 @@
 """Checkpoints on the Hugging Face Hub, read by byte range: never a whole file, nothing on disk.
 
-Each file's address is resolved once per store. The Hub answers with a signed address at another
-host, to which the ranges go directly: its limits are on resolving, not on reading. The token stays
-with the Hub's own host.
+A file that huggingface_hub has in its cache, of the same commit, is read from there. Each other
+file's address is resolved once per store. The Hub answers with a signed address at another host, to
+which the ranges go directly: its limits are on resolving, not on reading. The token stays with the
+Hub's own host.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import quote, urljoin
-
-import urllib3
 
 from analysis360.errors import RunNotFound, StorageError
 from analysis360.storage.http import BUSY, HttpRanges, Target, origin, reason
-from analysis360.storage.transport import is_transient, wait_asked
+from analysis360.storage.local import LocalStore
 
 __all__ = ["HubStore", "list_files", "list_refs"]
 
 _HOPS = 5
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubStore(HttpRanges):
@@ -39,6 +41,13 @@ class HubStore(HttpRanges):
         By default those of huggingface_hub (``HF_ENDPOINT``, ``HF_TOKEN``, the login on disk).
     attempts, backoff, timeout
         See `HttpRanges`.
+
+    Notes
+    -----
+    A file in the cache of huggingface_hub is read from there, and nothing is asked of the Hub for
+    it, if it is of the same commit and has the listed size. Of a branch or tag the commit is known
+    once the Hub has told it, which is after the first file was resolved; with ``HF_HUB_OFFLINE``
+    set it is what the cache knows the branch as.
     """
 
     def __init__(
@@ -57,7 +66,9 @@ class HubStore(HttpRanges):
         self.repo, self.revision = name, revision or at or "main"
         self._endpoint, self._asked_token = _endpoint(endpoint), token
         self._files = dict(files) if files is not None else None
-        self._commit: str | None = None
+        self._commit = self.revision if _COMMIT.fullmatch(self.revision) else None
+        self._snapshot: LocalStore | None = None  # all files of a commit are in one folder
+        self._is_cached: dict[str, bool] = {}
         super().__init__(
             f"hf://{name}@{self.revision[:12]}", self._endpoint, token=_token(token),
             attempts=attempts, backoff=backoff, timeout=timeout,
@@ -69,6 +80,39 @@ class HubStore(HttpRanges):
                 self.repo, self.revision, endpoint=self._endpoint, token=self._asked_token
             )
         return self._files
+
+    def identity(self, path: str) -> str | None:  # noqa: D102 - inherited
+        if self._in_cache(path) is not None or self._commit is None:
+            return None
+        return f"hf://{self.repo}@{self._commit}"
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:  # noqa: D102
+        self.check_range(path, offset, len(buffer))
+        snapshot = self._in_cache(path)
+        if snapshot is not None:
+            try:
+                return snapshot.read_into(path, offset, buffer)
+            except StorageError:  # removed or cut since: the Hub still has it
+                self._is_cached[path] = False
+        super().read_into(path, offset, buffer)
+
+    def _in_cache(self, path: str) -> LocalStore | None:
+        """The cache's folder of this commit, if it holds this file whole."""
+        if path not in self._is_cached:
+            commit = self._commit or _offline_commit(self.repo, self.revision)
+            if commit is None:
+                return None  # it may be known later
+            self._commit = commit
+            folder = _cached_snapshot(self.repo, commit, path, self.files()[path])
+            if folder is not None and self._snapshot is None:
+                self._snapshot = LocalStore(folder, files=self.files())
+            self._is_cached[path] = folder is not None
+        return self._snapshot if self._is_cached[path] else None
+
+    def close(self) -> None:  # noqa: D102
+        if self._snapshot is not None:
+            self._snapshot.close()
+        super().close()
 
     def locate(self, path: str) -> Target:
         """Resolve a file's address: one HEAD, or a few if the repository was renamed."""
@@ -85,24 +129,12 @@ class HubStore(HttpRanges):
         raise StorageError(f"{self.uri}: {path}: more than {_HOPS} redirects while resolving")
 
     def _head(self, path: str, url: str) -> tuple[Mapping[str, str], int]:
-        patience = self.patience(f"{path}: resolving its address")
-        while True:
-            patience.check()
-            try:
-                response = self.request("HEAD", url, self.headers_for(url))
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                if not is_transient(error):
-                    raise StorageError(f"{patience.what}: {error}") from error
-                patience.failed(f"{type(error).__name__}: {error}")
-                continue
-            response.drain_conn()
-            status, said = response.status, response.headers
-            if status in BUSY:
-                patience.failed(f"status {status}", wait_asked(said))
-            elif status == 200 or (300 <= status < 400 and said.get("Location")):
-                return said, status
-            else:
-                raise StorageError(f"{patience.what}: status {status}{reason(said)}")
+        response = self.head(path, url)
+        status, said = response.status, response.headers
+        if status == 200 or (300 <= status < 400 and said.get("Location")):
+            return said, status
+        where = f"{self.uri}: {path}: resolving its address"
+        raise StorageError(f"{where}: status {status}{reason(said)}")
 
     def _check_commit(self, path: str, said: Mapping[str, str]) -> None:
         commit = said.get("X-Repo-Commit")
@@ -154,6 +186,36 @@ def list_files(
     with _explained(repo, commit):
         tree = _api(endpoint, token).list_repo_tree(repo, recursive=True, revision=commit)
         return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _cached_snapshot(repo: str, commit: str, path: str, size: int) -> Path | None:
+    """Folder of one commit in the cache of huggingface_hub, if this file is there and whole."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, path, revision=commit)
+        if not isinstance(found, str) or os.stat(found).st_size != size:
+            return None
+    except (HFValidationError, ValueError, OSError):
+        return None
+    folder = Path(found).parents[path.count("/")]
+    # a ref that is named like the commit but points elsewhere would have led there
+    return folder if folder.name == commit and folder.parent.name == "snapshots" else None
+
+
+def _offline_commit(repo: str, revision: str) -> str | None:
+    """Commit that the cache knows a branch or tag as, where nobody else may be asked."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        return None  # the branch may have moved since
+    ref = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "refs", revision)
+    try:
+        commit = ref.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return commit if _COMMIT.fullmatch(commit) else None
 
 
 def _endpoint(given: str | None) -> str:

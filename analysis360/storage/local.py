@@ -12,7 +12,7 @@ from pathlib import Path
 from analysis360.errors import RunNotFound, StorageError
 from analysis360.storage.base import Store
 
-__all__ = ["LocalStore", "fingerprint"]
+__all__ = ["LocalStore", "fingerprint", "holds_tensors"]
 
 _OPEN_FILES = 32  # a 70B checkpoint has about this many shards; the usual limit is 1024 per process
 _ENDS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".index.json")
@@ -42,7 +42,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
             yield full.relative_to(root).as_posix(), stat
 
 
-def _holds_tensors(path: str) -> bool:
+def holds_tensors(path: str) -> bool:
     """Whether a file is one that the formats look into: logs beside it may grow."""
     *folders, name = path.split("/")
     return name.endswith(_ENDS) and not name.startswith(".") and set(folders) <= _FOLDERS
@@ -68,7 +68,7 @@ def fingerprint(folder: str | os.PathLike[str]) -> str:
     if not root.exists():
         raise RunNotFound(f"{root}: no such folder or file")
     listing = sorted((path, stat.st_size, stat.st_mtime_ns) for path, stat in _walk(root))
-    listing = [entry for entry in listing if _holds_tensors(entry[0])] or listing
+    listing = [entry for entry in listing if holds_tensors(entry[0])] or listing
     return f"local:{hashlib.sha256(repr(listing).encode()).hexdigest()[:16]}"
 
 
@@ -149,10 +149,12 @@ class LocalStore(Store):
             )
 
     def _fill(self, path: str, offset: int, buffer: memoryview) -> int:
-        # preadv rather than mmap: it lets other threads run while a disk is waited for, and where
-        # a file is cut while it is read it returns short: a map would kill the process (SIGBUS).
-        # It is not always faster: one thread that reads a freshly written, cached file was faster
-        # with a map.
+        # preadv rather than mmap: into page-aligned buffers, as the engine's are, it is as fast or
+        # faster than a copy from a map (into others the kernel may be four times slower). A map
+        # could do without the copy, but then a file that is cut, or a network disk that fails,
+        # kills the process (SIGBUS) where this returns short or raises, and a page fault stops
+        # all threads that need the interpreter. Of advice to the kernel, SEQUENTIAL changes
+        # nothing and WILLNEED costs. See benchmarks/local_reads.py.
         file = self._file(path)
         done = 0
         while done < len(buffer):

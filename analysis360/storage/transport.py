@@ -8,18 +8,19 @@ import random
 import re
 import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 
 from analysis360.errors import StorageError
+from analysis360.storage.sockets import Sockets
 
-__all__ = ["Patience", "Pools", "is_transient", "wait_asked"]
+__all__ = ["Patience", "Pools", "Tally", "is_transient", "wait_asked"]
 
 _LONGEST_WAIT = 300.0  # seconds; the Hub's limits are counted over five minutes
 _LONGEST_BACKOFF = 30.0  # seconds
@@ -36,6 +37,7 @@ class Pools:
     def __init__(self, timeout: float) -> None:
         self._timeout = urllib3.Timeout(connect=min(timeout, 20.0), read=timeout)
         self._pools: dict[str, urllib3.PoolManager] = {}
+        self._sockets = Sockets()
         self._lock = threading.Lock()
 
     def of(self, url: str) -> urllib3.PoolManager:
@@ -51,12 +53,23 @@ class Pools:
             "maxsize": _CONNECTIONS, "timeout": self._timeout, **_roots(),
         }  # fmt: skip
         if not proxy:
-            return urllib3.PoolManager(**options)
-        auth = urlsplit(proxy)
-        if auth.username:
-            secret = f"{auth.username}:{auth.password or ''}"
-            options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
-        return urllib3.ProxyManager(proxy, **options)
+            made = urllib3.PoolManager(**options)
+        else:
+            auth = urlsplit(proxy)
+            if auth.username:
+                secret = f"{unquote(auth.username)}:{unquote(auth.password or '')}"
+                options["proxy_headers"] = urllib3.make_headers(proxy_basic_auth=secret)
+            made = urllib3.ProxyManager(proxy, **options)
+        made.pool_classes_by_scheme = self._sockets.classes
+        return made
+
+    def interrupt(self) -> None:
+        """End all connections at once, whoever waits on them, until `close`.
+
+        One that is being made ends when it is made, or fails to be within 20 s.
+        """
+        with self._lock:
+            self._sockets.shutdown()
 
     def close(self) -> None:
         """Close all connections; later requests open new ones."""
@@ -64,6 +77,7 @@ class Pools:
             for pool in self._pools.values():
                 pool.clear()
             self._pools.clear()
+            self._sockets = Sockets()  # those that were interrupted stay so
 
 
 def _proxy(url: str) -> str:
@@ -89,6 +103,19 @@ def _roots() -> dict[str, str]:
         return {}
 
 
+class Tally:
+    """A number that several threads count up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self, count: int = 1) -> None:
+        """Count on."""
+        with self._lock:
+            self.value += count
+
+
 class Patience:
     """Counts failures in a row, waits between them, and gives up with a full account.
 
@@ -102,6 +129,8 @@ class Patience:
         Seconds before the first repetition.
     interrupted : threading.Event, optional
         Ends waiting when it is set.
+    retried : callable, optional
+        Told of each failure that is tried again.
     """
 
     def __init__(
@@ -110,9 +139,11 @@ class Patience:
         attempts: int,
         backoff: float,
         interrupted: threading.Event | None = None,
+        retried: Callable[[], None] | None = None,
     ) -> None:
         self.what, self.attempts, self.backoff = what, attempts, backoff
         self.interrupted = interrupted or threading.Event()
+        self.retried = retried
         self.failures = 0
 
     def check(self) -> None:
@@ -138,11 +169,14 @@ class Patience:
         StorageError
             If that was the last attempt, or waiting was interrupted.
         """
+        self.check()  # what broke was perhaps broken off
         self.failures += 1
         if self.failures >= self.attempts:
             raise StorageError(
                 f"{self.what}: {reason}; given up after {self.failures} attempts without progress"
             )
+        if self.retried is not None:
+            self.retried()
         if wait is None:
             doubled = self.backoff * 2 ** (self.failures - 1)
             wait = min(doubled, _LONGEST_BACKOFF) * random.uniform(0.5, 1.5)

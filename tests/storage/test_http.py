@@ -1,11 +1,16 @@
+import base64
+import concurrent.futures
 import contextlib
 import http.server
+import socket
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 from hub_server import Fault, HubServer
+from servers import Files, Quiet, certificate, proxy, running
 
 from analysis360.errors import StorageError
 from analysis360.storage import open_store
@@ -136,3 +141,123 @@ def test_proxies_and_roots_come_from_the_environment(monkeypatch, tmp_path):
     assert pools.of("https://cas.internal/a") is direct
     assert pools.of("http://huggingface.co/a") is not through
     pools.close()
+
+
+# TLS and proxies, with real ones
+
+DATA = bytes(range(256)) * 4096
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory):
+    tls, cert = certificate(tmp_path_factory.mktemp("tls"))
+    files = Files({"a.bin": DATA})
+    with files.served(tls) as root:
+        yield files, root, cert, tls
+
+
+@pytest.fixture
+def _no_roots(monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+
+
+@pytest.mark.usefixtures("_no_roots")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_https_with_roots_of_ones_own(secured, monkeypatch, variable):
+    _, root, cert, _ = secured
+    monkeypatch.setenv(variable, str(cert))
+    with open_store(root, files={"a.bin": len(DATA)}) as store:
+        assert store.read("a.bin", 1000, 900_000) == DATA[1000:901_000]
+        assert store.retries == 0
+
+
+@pytest.mark.usefixtures("_no_roots")
+def test_https_with_an_unknown_certificate_is_refused_at_once(secured):
+    files, root, _, _ = secured
+    asked = len(files.log)
+    with open_store(root, files={"a.bin": len(DATA)}) as store:
+        with pytest.raises(StorageError, match="a.bin: bytes 0…5: .*CERTIFICATE_VERIFY_FAILED"):
+            store.read("a.bin", 0, 5)
+        assert store.retries == 0
+    assert len(files.log) == asked
+
+
+def test_http_through_a_proxy(monkeypatch):
+    monkeypatch.delenv("NO_PROXY")
+    files = Files({"a.bin": DATA})
+    with files.served() as root, proxy() as (address, asked):
+        monkeypatch.setenv("HTTP_PROXY", f"http://us%40r:pa%3Ass@{address}")
+        with open_store(root, files={"a.bin": len(DATA)}) as store:
+            assert store.read("a.bin", 5, 1000) == DATA[5:1005]
+    login = base64.b64encode(b"us@r:pa:ss").decode()
+    assert asked == [f"GET {root}a.bin Basic {login}"]
+
+
+@pytest.mark.usefixtures("_no_roots")
+def test_https_through_the_tunnel_of_a_proxy(secured, monkeypatch):
+    _, root, cert, _ = secured
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with proxy() as (address, asked):
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        with open_store(root, files={"a.bin": len(DATA)}) as store:
+            assert store.read("a.bin", 5, 1000) == DATA[5:1005]
+            assert store.read("a.bin", 500_000, 100_000) == DATA[500_000:600_000]
+    assert len(asked) == 1 and asked[0].startswith("CONNECT 127.0.0.1:")
+
+
+# Interrupts
+
+
+@pytest.mark.usefixtures("_no_roots")
+def test_interrupt_ends_a_read_that_stalls_under_tls(secured, monkeypatch):
+    _, _, cert, tls = secured
+    release = threading.Event()
+
+    class Stalling(Quiet):
+        def do_GET(self):
+            self.send_response(206)
+            self.send_header("Content-Length", "1000")
+            self.send_header("Content-Range", "bytes 0-999/1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+            release.wait(30)
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with running(Stalling, tls) as server:
+        with HttpStore(f"https://127.0.0.1:{server.server_port}/", files={"a": 1000}) as store:
+            assert ended_within(store, "a", 1000) < 1
+            release.set()
+
+
+def test_interrupt_ends_a_handshake_that_stalls():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        root = f"https://127.0.0.1:{silent.getsockname()[1]}/"
+        with HttpStore(root, files={"a": 1000}) as store:
+            assert ended_within(store, "a", 1000) < 1
+
+
+def ended_within(store, path, nbytes):
+    """Seconds from the interrupt to the error of a read that stalls."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        read = pool.submit(store.read, path, 0, nbytes)
+        time.sleep(0.2)
+        assert not read.done()
+        start = time.monotonic()
+        store.interrupt()
+        with pytest.raises(StorageError, match=f"{path}: bytes 0…{nbytes}: interrupted"):
+            read.result(10)
+        return time.monotonic() - start
+
+
+def test_connections_are_forgotten_when_they_close():
+    files = Files({"a.bin": DATA})
+    with files.served() as root:
+        store = HttpStore(root, files={"a.bin": len(DATA)})
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda i: store.read("a.bin", i, 100_000), range(40)))
+        sockets = store._pools._sockets
+        assert 1 <= len(sockets) <= 4
+        store.close()
+        assert len(sockets) == 0

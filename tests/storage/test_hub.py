@@ -255,6 +255,124 @@ def test_interrupt_ends_the_wait_that_the_server_asked_for(server, store, host, 
     assert store.read(FILE, 0, 10) == DATA[:10]
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("stall", seconds=30.0, times=100),
+        Fault("stall", host="api", method="HEAD", seconds=30.0, times=100),
+        Fault("hang", seconds=30.0, after=100_000, times=100),
+    ],
+    ids=["headers", "resolving", "body"],
+)
+def test_interrupt_ends_a_stall_at_once(server, store, fault):
+    server.faults = [fault]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(store.read, FILE, 1000 * i, 200_000) for i in range(8)]
+        while fault.times == 100:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        start = time.monotonic()
+        store.interrupt()
+        for read in reads:
+            with pytest.raises(StorageError, match=f"{FILE}.*: interrupted"):
+                read.result(timeout=10)
+        assert time.monotonic() - start < 1
+    server.faults = []
+    with pytest.raises(StorageError, match="interrupted"):
+        store.read(FILE, 0, 10)
+    store.close()
+    assert store.read(FILE, 0, 10) == DATA[:10]
+
+
+def test_retries_are_counted(server, store):
+    assert store.retries == 0
+    server.faults = [Fault("status", status=503, times=2), Fault("cut", after=100_000)]
+    store.read(FILE, 1000, 900_000)
+    assert store.retries == 3
+
+
+# The cache of huggingface_hub
+
+
+@pytest.fixture
+def cached(server, tmp_path, monkeypatch):
+    """Commit of main, of which the cache holds one file; the server's log is empty."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hf_hub_download(REPO, FILE, endpoint=server.endpoint, revision="main")
+    commit = commit_of(server)
+    server.log.clear()
+    return commit
+
+
+def test_cached_file_is_read_without_a_request(server, cached):
+    files = {FILE: len(DATA), "sub/b.bin": 3}
+    with HubStore(REPO, cached, files=files, endpoint=server.endpoint) as store:
+        assert store.read(FILE, 1000, 5000) == DATA[1000:6000]
+        assert server.log == []
+        assert store.identity(FILE) is None
+        assert store.read("sub/b.bin", 0, 3) == b"xyz"
+        assert store.identity("sub/b.bin") == f"hf://{REPO}@{cached}"
+    assert {r.file for r in server.log} == {"sub/b.bin"}
+
+
+def test_cached_file_of_another_commit_is_not_taken(server, cached, tmp_path):
+    """Neither by hash nor by a branch that has moved since the cache saw it."""
+    write(tmp_path / REPO / "main", {FILE: DATA[::-1]})
+    moved = commit_of(server)
+    assert moved != cached
+    for revision in ("main", moved):
+        with HubStore(REPO, revision, files={FILE: len(DATA)}, endpoint=server.endpoint) as store:
+            assert store.read(FILE, 0, 10) == DATA[::-1][:10]
+            assert store.read(FILE, 50, 10) == DATA[::-1][50:60]
+
+
+def test_branch_is_read_from_the_cache_once_the_hub_told_its_commit(server, cached):
+    files = {FILE: len(DATA), "sub/b.bin": 3}
+    with HubStore(REPO, "main", files=files, endpoint=server.endpoint) as store:
+        store.read("sub/b.bin", 0, 3)
+        assert store.read(FILE, 7, 10) == DATA[7:17]
+    assert {r.file for r in server.log} == {"sub/b.bin"}
+
+
+def test_ref_that_is_named_like_a_commit_leads_nowhere(server, cached, tmp_path):
+    """The lookup of huggingface_hub would follow it to another commit's file."""
+    other = "0" * 40
+    repository = tmp_path / "cache" / f"models--{REPO.replace('/', '--')}"
+    (repository / "refs" / other).write_text(cached)
+    with HubStore(REPO, other, files={FILE: len(DATA)}, endpoint=server.endpoint) as store:
+        with pytest.raises(StorageError, match="status 404, RevisionNotFound"):
+            store.read(FILE, 0, 10)
+
+
+def test_cached_file_of_another_size_is_not_taken(server, cached, tmp_path):
+    blob = next(p for p in (tmp_path / "cache").rglob("blobs/*") if p.is_file())
+    blob.write_bytes(DATA[:1000])
+    with HubStore(REPO, cached, files={FILE: len(DATA)}, endpoint=server.endpoint) as store:
+        assert store.read(FILE, 500, 1000) == DATA[500:1500]
+    assert server.count("GET", "cdn") == 1
+
+
+def test_cached_file_that_is_cut_while_it_is_read_comes_from_the_hub(server, cached, tmp_path):
+    with HubStore(REPO, cached, files={FILE: len(DATA)}, endpoint=server.endpoint) as store:
+        assert store.read(FILE, 0, 10) == DATA[:10]
+        blob = next(p for p in (tmp_path / "cache").rglob("blobs/*") if p.is_file())
+        blob.write_bytes(DATA[:1000])
+        assert store.read(FILE, 500, 1000) == DATA[500:1500]
+    assert server.count("GET", "cdn") == 1
+
+
+@pytest.mark.parametrize("revision", ["commit", "main"])
+def test_cached_file_is_read_offline(server, cached, monkeypatch, revision):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    files = {FILE: len(DATA), "sub/b.bin": 3}
+    at = cached if revision == "commit" else "main"
+    with HubStore(REPO, at, files=files, endpoint=server.endpoint) as store:
+        assert store.read(FILE, 7, 10) == DATA[7:17]
+        with pytest.raises(StorageError, match=r"sub/b\.bin: HF_HUB_OFFLINE is set"):
+            store.read("sub/b.bin", 0, 3)
+    assert server.log == []
+
+
 # Access
 
 

@@ -50,6 +50,14 @@ def test_one_file_is_a_store_of_its_own(tmp_path):
         assert store.read("step_100.pt", 3, 4) == b"3456"
 
 
+def test_file_address_with_escapes_and_a_host(tmp_path):
+    path = tmp_path / "run ä%1" / "step_1.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"0123456789")
+    for uri in (path.as_uri(), path.parent.as_uri(), path.as_uri().replace("///", "//localhost/")):
+        assert open_store(uri).read("step_1.pt", 3, 4) == b"3456"
+
+
 def test_file_cut_after_it_was_listed_is_an_error_with_range_and_size(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"x" * 100)

@@ -125,6 +125,12 @@ def test_what_cannot_be_measured_is_skipped_with_a_reason():
         MemoryStore.from_state_dict({"a": 1})
 
 
+def test_memory_is_never_kept_on_disk(tmp_path):
+    store = MemoryStore({"w": torch.ones(2)})
+    assert open_store(store.uri, cache_dir=tmp_path / "cache") is store
+    assert not (tmp_path / "cache").exists()
+
+
 def test_store_that_was_let_go():
     uri = MemoryStore({"w": torch.ones(2)}).uri
     gc.collect()
