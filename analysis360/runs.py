@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -93,7 +93,8 @@ def open_run(
     ----------
     source : str, path or mapping
         A folder; a catalogue name such as ``"k2-spike-1"`` (see `list_runs`); a Hub repository,
-        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints; or a
+        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints; a
+        folder of an object store, such as ``"s3://bucket/run"`` (with the extra ``remote``); or a
         state dict in memory, as a run of one checkpoint.
     pattern : str, optional
         How checkpoints are named: ``"step_{step}.pt"`` with ``{step}``, ``{number}`` or
@@ -144,6 +145,8 @@ def open_run(
         file = files("analysis360.catalog") / "runs" / f"{text}.toml"
         said = read_description(file.read_text("utf-8"), f"catalogue run {text}")
         return _open_hub(said["source"].removeprefix("hf://"), said, asked)
+    if "://" in text and not text.startswith(("hf://", "http://", "https://")):
+        return _open_remote(text, asked)
     repository = text.removeprefix("hf://")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not text.startswith((".", "/")):
         return _open_hub(repository, {}, asked)
@@ -268,8 +271,51 @@ def _open_folder(path: Path, asked: _Layout) -> Run:
     return _described(said, path.name, str(path), entries)
 
 
+def _open_remote(uri: str, asked: _Layout) -> Run:
+    """Folders of an object store that are named like checkpoints."""
+    from analysis360.storage.fsspec_store import FsspecStore
+
+    uri = uri.rstrip("/")
+    with FsspecStore(uri) as store:
+        listed = store.files()
+        said: Mapping[str, Any] = {}
+        if DESCRIPTION in listed:
+            text = store.read(DESCRIPTION, 0, listed[DESCRIPTION]).decode()
+            said = read_description(text, f"{uri}/{DESCRIPTION}")
+    layout = _layout(said, asked)
+    below = "" if layout.folder == "." else f"{layout.folder.strip('/')}/"
+    names = {path.removeprefix(below).split("/")[0] for path in listed if path.startswith(below)}
+    found = [(name, place) for name in sorted(names) if (place := layout.place(name)) is not None]
+    uris = {name: f"{uri}/{below}{name}" for name, _ in found}
+    name = uri.rpartition("/")[2]
+    if not found and not layout.said and _are_tensors(names):
+        found, uris = [(name, layout.place(name) or ("main", None, None, None))], {name: uri}
+    if not found:
+        raise CheckpointNotFound(
+            f"{uri}/{below}: nothing is named like a checkpoint; it holds "
+            f"{', '.join(sorted(names)[:5]) or 'nothing'}; "
+            f"{'asked for' if layout.said else 'tried'} "
+            f"{', '.join(p.pattern for p in layout.patterns)}"
+        )
+    with ThreadPoolExecutor(8) as pool:
+        entries = list(pool.map(lambda f: _remote_entry(uris[f[0]], *f), found))
+    return _described(said, name, uri, entries)
+
+
+def _remote_entry(
+    uri: str, name: str, place: tuple[str, int | None, int | None, int | None]
+) -> Checkpoint:
+    from analysis360.storage.fsspec_store import FsspecStore
+
+    with FsspecStore(uri) as store:
+        return Checkpoint("", *place, uri, store.fingerprint(), name, dict(store.files()))
+
+
 def _holds_tensors(path: Path) -> bool:
-    names = [path.name] if path.is_file() else [p.name for p in path.iterdir()]
+    return _are_tensors([path.name] if path.is_file() else [p.name for p in path.iterdir()])
+
+
+def _are_tensors(names: Iterable[str]) -> bool:
     return any(n.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")) for n in names)
 
 

@@ -303,3 +303,42 @@ def test_list_runs():
     frame = a360.list_runs()
     assert {"k2", "k2-spike-1", "k2-spike-2"} <= set(frame["name"])
     assert frame["source"].str.startswith("hf://").all()
+
+
+def test_a_run_in_an_object_store(tmp_path):
+    """The same table as from the folder; a changed object is noticed."""
+    import fsspec
+    import pandas as pd
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        protocol = "objects"
+        store: dict[str, object] = {}
+        pseudo_dirs = [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.removeprefix("objects://"))
+
+    fsspec.register_implementation("objects", Store, clobber=True)
+    folder = small_run(tmp_path / "small", last=2)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            Store().pipe_file(f"/lab/small/{path.relative_to(folder)}", path.read_bytes())
+    run, local = a360.open_run("objects://lab/small"), a360.open_run(folder)
+    assert [c.name for c in run.entries] == [c.name for c in local.entries]
+    assert run.forks == local.forks and run.adam == local.adam
+    wanted = ["rms", "displacement", "update_rms"]
+    plan = a360.plan(run, wanted)
+    columns = [*wanted, "name", "branch", "number", "state", "against"]
+    pd.testing.assert_frame_equal(
+        plan.run(progress=False)[columns],
+        a360.plan(local, wanted).run(progress=False)[columns],
+        check_exact=True,
+    )
+    with pytest.raises(CheckpointNotFound, match="objects://lab.*it holds small"):
+        a360.open_run("objects://lab")
+    changed = "/lab/small/checkpoints/normal_ckpt_001/optimizer.safetensors"
+    Store().pipe_file(changed, Store().cat_file(changed) + b"0")
+    with pytest.raises(StorageError, match="normal_ckpt_001.*changed"):
+        a360.plan(run, wanted)

@@ -9,14 +9,12 @@ import torch
 
 from analysis360.core import DTYPE_BYTES, Part
 from analysis360.engine.plan import Plan
-from analysis360.engine.schedule import Job, Read
+from analysis360.engine.schedule import Job, Place, Read
 from analysis360.engine.stream import Buffers
 from analysis360.errors import FormatError
 from analysis360.stats import STORED
 
 __all__ = ["Held"]
-
-Place = tuple[int, str, str]  # checkpoint, name, state
 
 
 class Held:
@@ -26,14 +24,21 @@ class Held:
     ----------
     plan : Plan
     job : Job
-    until : mapping of (checkpoint, state) to int
-        Last checkpoint position at which a state is used.
+    until : mapping of (checkpoint, name, state) to int
+        Last checkpoint position at which a stored tensor is used.
     buffers : Buffers
         Where buffers go back to.
+    steps : dict of (checkpoint, name) to float
+        Optimizer steps of parameters; those that are read here are added for the jobs to come.
     """
 
     def __init__(
-        self, plan: Plan, job: Job, until: Mapping[tuple[int, str], int], buffers: Buffers
+        self,
+        plan: Plan,
+        job: Job,
+        until: Mapping[Place, int],
+        buffers: Buffers,
+        steps: dict[tuple[int, str], float],
     ) -> None:
         self.plan = plan
         self.until = until
@@ -43,13 +48,15 @@ class Held:
         self._parts: dict[Place, list[tuple[Part, torch.Tensor]]] = {}
         self._users: dict[int, tuple[torch.Tensor, set[Place]]] = {}  # by identity of the buffer
         self._lies_in: dict[Place, list[int]] = {}
-        self._steps: dict[tuple[int, str], float] = {}
+        self._steps = steps
+        self._copies = None if plan.device == "cpu" else _Copies(torch.device(plan.device))
+        self._copied: list[Place] = []
 
     def add(self, read: Read, buffer: torch.Tensor) -> None:
         """Take a filled buffer; its pieces become available with `complete`."""
         users: set[Place] = set()
         for piece in read.pieces:
-            start = piece.part.offset - read.offset
+            start = read.lead + piece.part.offset - read.offset
             raw = buffer[start : start + piece.part.nbytes]
             place = (read.checkpoint, piece.name, piece.state)
             self._parts.setdefault(place, []).append((piece.part, _as_dtype(raw, piece.part.dtype)))
@@ -60,7 +67,6 @@ class Held:
 
     def complete(self, position: int) -> None:
         """Make whole tensors of the parts of a checkpoint."""
-        device = torch.device(self.plan.device)
         for place in [p for p in self._parts if p[0] == position]:
             parts = self._parts.pop(place)
             if place[2] == "step":
@@ -68,10 +74,21 @@ class Held:
                 self._forget(place)
                 continue
             tensor = parts[0][1] if len(parts) == 1 else self._assemble(place, parts)
-            moved = tensor.to(device)
-            self._tensors[place] = moved
-            if moved is not tensor or len(parts) > 1:
-                self._forget(place)
+            if self._copies is not None:
+                tensor = self._copies.start(tensor)
+            self._tensors[place] = tensor
+            if len(parts) > 1 or self._copies is not None:
+                self._copied.append(place)
+        if self._copies is None:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Give back the buffers of what was copied, once the copies are done."""
+        if self._copied and self._copies is not None:
+            self._copies.wait()
+        for place in self._copied:
+            self._forget(place)
+        self._copied = []
 
     def _assemble(self, place: Place, parts: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
         """Put parts where they belong; what no part covers is an error, not zeros."""
@@ -111,13 +128,15 @@ class Held:
 
     def release(self, position: int) -> None:
         """Free what nothing after this checkpoint needs."""
+        self._settle()
         for place in list(self._tensors):
-            if self.until.get((place[0], place[2]), place[0]) <= position:
+            if self.until.get(place, place[0]) <= position:
                 del self._tensors[place]
                 self._forget(place)
 
     def close(self) -> None:
         """Free everything."""
+        self._settle()
         for place in list(self._lies_in):
             self._tensors.pop(place, None)
             self._forget(place)
@@ -129,6 +148,27 @@ class Held:
             if not users:
                 del self._users[key]
                 self._buffers.give(buffer)
+
+
+class _Copies:
+    """Copies to a CUDA device on a stream of their own, while the device computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy without waiting; what is computed from now on waits for it on the device."""
+        with torch.cuda.stream(self._stream):
+            there = tensor.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._stream)
+        there.record_stream(computing)  # its memory is not used again before that is done
+        return there
+
+    def wait(self) -> None:
+        """Until all copies are done, and their sources may be written over."""
+        self._stream.synchronize()
 
 
 def _as_dtype(raw: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -18,24 +19,31 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from analysis360._version import __version__
+from analysis360.engine.compute import Step
 from analysis360.engine.held import Held
 from analysis360.engine.plan import Plan
-from analysis360.engine.planner import workers
-from analysis360.engine.schedule import Job, Read
-from analysis360.engine.stream import Buffers, stream
-from analysis360.engine.tasks import Task, rows_of, tasks_of
+from analysis360.engine.planner import nbytes, workers
+from analysis360.engine.schedule import Read
+from analysis360.engine.stream import Buffers, Stream
+from analysis360.engine.work import Done, Work, Works
 from analysis360.errors import StorageError
 from analysis360.results import Parts, measure_key, tabulate, write_json
-from analysis360.stats.base import Measure
-from analysis360.storage import Store, open_store
+from analysis360.storage import Store
+from analysis360.storage.cache import CachedStore
 
 __all__ = ["run_plan"]
 
-Todo = list[tuple[Job, tuple[Measure, ...]]]
 
-
-def run_plan(plan: Plan, path: str | os.PathLike[str] | None, *, progress: bool) -> pd.DataFrame:
+def run_plan(
+    plan: Plan,
+    path: str | os.PathLike[str] | None,
+    *,
+    progress: bool,
+    cache_dir: str | os.PathLike[str] | None,
+    cache_size: float | str,
+) -> pd.DataFrame:
     """Do what `Plan.run` says."""
+    cache = None if cache_dir is None else (cache_dir, nbytes(cache_size))
     folder = None if path is None else Path(path)
     with ExitStack() as stack:
         if folder is not None:
@@ -44,18 +52,17 @@ def run_plan(plan: Plan, path: str | os.PathLike[str] | None, *, progress: bool)
             write_json(folder / "plan.json", plan.to_json())
         parts = Parts(folder)
         parts.clean()
-        done = parts.done()
-        todo = [(job, _missing(plan, done.get(job.key, set()))) for job in plan.jobs]
-        todo = [(job, measures) for job, measures in todo if measures]
-        began = time.time()
+        session = _Session(plan, folder)
         try:
-            read = _work(plan, todo, parts, progress)
+            _work(plan, parts, session, cache, progress)
+            session.finished = True
         finally:
             parts.flush()
-        if folder is not None and todo:
-            write_json(folder / "provenance.json", _provenance(plan, began, read))
-        rows = parts.rows(job.key for job in plan.jobs)
-    return tabulate(rows, plan.statistics)
+            session.write()
+        table, missing = tabulate(plan, parts, plan.statistics)
+    if missing:
+        raise StorageError(f"{folder}: sums of {sorted(missing)[:3]} are not there any more")
+    return table
 
 
 def _make(folder: Path) -> None:
@@ -73,48 +80,106 @@ def _alone(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise StorageError(f"{folder}: another process is writing this results folder") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _missing(plan: Plan, done: set[str]) -> tuple[Measure, ...]:
-    return tuple(m for m in plan.measures if measure_key(m.name, m.version) not in done)
+Cache = tuple[str | os.PathLike[str], int] | None
+"""Folder in which fetched ranges are kept, and how many bytes of them."""
 
 
-def _work(plan: Plan, todo: Todo, parts: Parts, progress: bool) -> int:
-    """Measure the jobs that are left; return the bytes that were read."""
-    if not todo:
-        return 0
-    total = sum(read.nbytes for read in _reads(plan, todo))
+def _work(plan: Plan, parts: Parts, session: _Session, cache: Cache, progress: bool) -> None:
+    """Measure what is left."""
+    done = parts.done()
+    total = sum(read.nbytes for work in _left(plan, done) for read in _reads(plan, work))
+    if not total:
+        return
     with ExitStack() as stack:
-        stores = {c: stack.enter_context(_store(plan, c)) for c in range(len(plan.checkpoints))}
+        stores = {
+            c: stack.enter_context(_store(plan, c, cache)) for c in range(len(plan.checkpoints))
+        }
         pool = stack.enter_context(_workers())
-        bar = stack.enter_context(
-            tqdm(total=total, unit="B", unit_scale=True, desc="measure", disable=not progress)
-        )
+        bar = stack.enter_context(_Bar(total, stores, progress))
         buffers = Buffers(plan.budget, pinned=plan.device != "cpu")
-        flow = stream(_reads(plan, todo), stores, buffers)
-        stack.callback(flow.close)
-        for job, measures in todo:
-            bar.set_postfix_str(job.blocks[0].name, refresh=False)
-            parts.add(_job(plan, job, measures, flow, buffers, pool, bar))
-    return total
+        reads = (read for work in _left(plan, done) for read in _reads(plan, work))
+        flow = stack.enter_context(Stream(reads, stores, buffers))
+        under_way = _UnderWay(parts)
+        for work in _left(plan, done):
+            _job(plan, work, flow, buffers, under_way, pool, session, bar)
+        under_way.finish()
 
 
-def _reads(plan: Plan, todo: Todo) -> Iterator[Read]:
-    """Requests in the order in which they are taken; there are too many at K2's size for a list."""
-    for job, measures in todo:
-        for _, reads in plan.steps(job, measures):
-            yield from reads
+def _left(plan: Plan, done: Done) -> Iterator[Work]:
+    """What is left, job by job; at K2's size there is too much of it for a list."""
+    works = Works(plan, done)
+    for job in plan.jobs:
+        work = works.left(job)
+        if work is not None:
+            yield work
 
 
-def _store(plan: Plan, position: int) -> Store:
-    if position in plan.opened:
-        return plan.opened[position]
-    checkpoint = plan.checkpoints[position]
-    return open_store(checkpoint.uri, checkpoint.revision, files=checkpoint.files)
+def _reads(plan: Plan, work: Work) -> Iterator[Read]:
+    for _, reads in work.steps(plan):
+        yield from reads
+
+
+def _store(plan: Plan, position: int, cache: Cache) -> Store:
+    store = plan.store(position)
+    return store if cache is None else CachedStore(store, *cache)
+
+
+class _Bar:
+    """Bytes, rate, time left, the tensor under way, and how often a read was tried again."""
+
+    def __init__(self, total: int, stores: Mapping[int, Store], shown: bool) -> None:
+        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="measure", disable=not shown)
+        self._stores = stores
+
+    def add(self, nbytes: int, name: str) -> None:
+        retries = sum(store.retries for store in self._stores.values())
+        self._bar.set_postfix_str(f"{name}, {retries} retries" if retries else name, refresh=False)
+        self._bar.update(nbytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+class _UnderWay:
+    """The step that is being computed while the next one is read; at most one."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self.steps: dict[tuple[int, str], float] = {}  # of the optimizer, by checkpoint and name
+        self._step: Step | None = None
+        self._last = False
+
+    def put(self, step: Step, last: bool) -> None:
+        """Take a step that has begun; the one before it is finished first."""
+        before, was_last = self._step, self._last
+        self._step, self._last = step, last
+        _finish(before, was_last, self._parts)
+
+    def finish(self) -> None:
+        """Wait for the step, keep its rows, and let go of what nothing needs any more."""
+        before, self._step = self._step, None
+        _finish(before, self._last, self._parts)
+
+
+def _finish(step: Step | None, last: bool, parts: Parts) -> None:
+    if step is None:
+        return
+    parts.add(step.rows())
+    if last:
+        step.held.close()
+    else:
+        step.held.release(step.position)
 
 
 @contextmanager
@@ -137,43 +202,74 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 
 def _job(
     plan: Plan,
-    job: Job,
-    measures: Sequence[Measure],
-    flow: Iterator[tuple[Read, torch.Tensor]],
+    work: Work,
+    flow: Stream,
     buffers: Buffers,
+    under_way: _UnderWay,
     pool: ThreadPoolExecutor,
-    bar: Any,
-) -> list[dict[str, Any]]:
-    """Take one job through its checkpoints."""
-    held = Held(plan, job, plan.held_until(job, measures), buffers)
-    rows: list[dict[str, Any]] = []
-    for position, reads in plan.steps(job, measures):
+    session: _Session,
+    bar: _Bar,
+) -> None:
+    """Take one job through its checkpoints: each is read while the one before is computed."""
+    held = Held(plan, work.job, work.until, buffers, under_way.steps)
+    steps = list(work.steps(plan))
+    for position, reads in steps:
         for _ in reads:
-            read, buffer = next(flow)
+            if not flow.start():  # no room: what is being computed has to go first
+                under_way.finish()
+            read, buffer = flow.take()
             held.add(read, buffer)
-            bar.update(read.nbytes)
+            session.read += read.nbytes
+            bar.add(read.nbytes, read.pieces[0].name)
         held.complete(position)
-        tasks: list[Task] = tasks_of(plan, job, position, measures, held)
-        rows += rows_of(plan, job, position, tasks, held, pool)
-        held.release(position)
-    for measure in measures:  # so that a job without a matrix counts as done for spectra
-        name = measure_key(measure.name, measure.version)
-        rows.append({"job": job.key, "name": "", "measure": name, "block": -2, "values": []})
-    held.close()
-    return rows
+        step = Step(plan, held, position, work.tasks.get(position, ()), pool)
+        under_way.put(step, last=position == steps[-1][0])
 
 
-def _provenance(plan: Plan, began: float, read: int) -> dict[str, Any]:
+class _Session:
+    """What provenance says of one time that a plan was run."""
+
+    def __init__(self, plan: Plan, folder: Path | None) -> None:
+        self.plan, self.folder, self.began = plan, folder, time.time()
+        self.read, self.finished = 0, False
+
+    def write(self) -> None:
+        """Add this session to those before it; one that found nothing left to do is not told."""
+        if self.folder is None:
+            return
+        path = self.folder / "provenance.json"
+        said = _told(path)
+        mine = {
+            "finished": _now() if self.finished else None,
+            "seconds": round(time.time() - self.began, 1),
+            "bytes_read": self.read,
+        }
+        if self.read or not said:
+            said = _provenance(self.plan) | mine | {"sessions": [*said.get("sessions", []), mine]}
+        write_json(path, said | {"plan": self.plan.fingerprint, "finished": mine["finished"]})
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What provenance says so far; nothing if the file was damaged."""
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _provenance(plan: Plan) -> dict[str, Any]:
     packages = ("torch", "numpy", "pandas", "safetensors", "huggingface_hub")
     return {
-        "plan": plan.key,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seconds": round(time.time() - began, 1),
-        "bytes_read": read,
         "analysis360": __version__,
         "versions": {name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": plan.device,
+        "arithmetic": "compiled" if plan.compiled else "torch",
         "definitions": [measure_key(m.name, m.version) for m in plan.measures],
     }

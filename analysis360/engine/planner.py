@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +11,10 @@ from dataclasses import replace
 from analysis360.core import DTYPE_BYTES, Adam, Checkpoint, Label, Run, TensorInfo
 from analysis360.engine import schedule
 from analysis360.engine.plan import Plan, size
+from analysis360.engine.probe import measure_rate
 from analysis360.engine.roles import find_references
-from analysis360.engine.schedule import Job, Read
+from analysis360.engine.schedule import Job
+from analysis360.engine.work import Work, Works
 from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
 from analysis360.formats import Index, index_checkpoint
 from analysis360.names import label
@@ -34,12 +34,16 @@ margin)."""
 PER_TENSOR = 2_000
 """Bytes that the plan itself takes for one tensor of one checkpoint (measured, with a margin)."""
 
+COMPILER = 150 * 10**6
+"""Bytes that numba takes when it is loaded and compiles (measured, with a margin)."""
+
+COMPILED_FROM = 2 * 10**9
+"""Bytes to be read from which compiling pays."""
+
 FLOATING = ("float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 INDEX_THREADS = 8
 """Headers are small and wait for the network: read those of several checkpoints at once."""
-
-Steps = Sequence[tuple[int, Sequence[Read]]]
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -84,6 +88,8 @@ def plan(
     against: Sequence[str] = ("previous",),
     memory: float | str = "4 GB",
     device: str = "cpu",
+    compiled: bool | None = None,
+    probe: bool = False,
 ) -> Plan:
     """Plan what to read and measure; only headers are read.
 
@@ -106,6 +112,13 @@ def plan(
         each stored sum of a block.
     device : str
         ``"cpu"`` or a CUDA device.
+    compiled : bool, optional
+        Take sums on the CPU by loops that numba compiles, several times faster than torch. By
+        default where numba is installed and at least 2 GB are to be read, since compiling takes
+        seconds. Both agree to rounding.
+    probe : bool
+        Read for about two seconds what the plan would read, to estimate how long it takes; the
+        estimate is shown with the plan, and the rate is its attribute `rate`.
 
     Returns
     -------
@@ -152,7 +165,22 @@ def plan(
         probes=tuple((c, *probe) for c, index in enumerate(indices) for probe in index.probes),
         memory=nbytes(memory), device=device, opened=opened,
     )  # fmt: skip
-    return _budgeted(_with_jobs(made))
+    made = _budgeted(_compiled(_with_jobs(made), compiled))
+    return replace(made, rate=measure_rate(made)) if probe else made
+
+
+def _compiled(made: Plan, wanted: bool | None) -> Plan:
+    """Decide by whom sums are taken; on a CUDA device that is torch."""
+    from analysis360.stats import compiled as twins
+
+    if wanted and not twins.available():
+        raise StatisticError(
+            f"compiled=True needs numba (pip install numba), and {twins.SWITCH} not to be 0"
+        )
+    if wanted is None:
+        stored = sum(t.nbytes for mine in made.tensors for t in mine.values())
+        wanted = twins.available() and stored >= COMPILED_FROM
+    return replace(made, compiled=bool(wanted) and made.device == "cpu")
 
 
 def _checked(
@@ -364,7 +392,9 @@ def _counted(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _with_jobs(made: Plan) -> Plan:
-    need = set(made.stored_states(made.measures)) - {"step"}
+    need = {s for m in made.measures for s in m.named_states}
+    if any(not m.named_states for m in made.measures):
+        need |= {s for made_of in made.made_of.values() for s in made_of}
     order: dict[str, tuple[int, ...]] = {}
     for mine in made.tensors:  # in file order of the first checkpoint that has them
         there = [t for (_, state), t in mine.items() if state in need]
@@ -372,30 +402,27 @@ def _with_jobs(made: Plan) -> Plan:
             order.setdefault(tensor.name, tensor.shape)
     spectra = [m for m in made.measures if isinstance(m, Whole)]
     whole = {n for n, shape in order.items() if any(m.ndim == len(shape) for m in spectra)}
-    base = made.run_key()
-    jobs = []
-    for cut in schedule.group(order, whole):
-        said = json.dumps([base, [[b.name, b.start, b.stop] for b in cut]])
-        jobs.append(Job(hashlib.sha256(said.encode()).hexdigest()[:24], cut))
-    return replace(made, jobs=tuple(jobs))
+    return replace(made, jobs=tuple(Job(cut) for cut in schedule.group(order, whole)))
 
 
 def _budgeted(made: Plan) -> Plan:
     """Count requests, bytes and the peak; refuse a budget that is too small."""
     fixed = SCRATCH * workers() + PER_TENSOR * sum(len(mine) for mine in made.tensors)
-    need = made.stored_states(made.measures)
+    fixed += COMPILER if made.compiled else 0
     most, most_work, which, read, requests = 0, 0, "nothing", 0, 0
+    works = Works(made)
     for job in made.jobs:
-        steps = made.steps(job, made.measures)
+        work = works.whole(job)
+        steps = list(work.steps(made))
         requests += sum(len(reads) for _, reads in steps)
         read += sum(r.nbytes for _, reads in steps for r in reads)
-        work = _assembled(made, job, steps, need) + _workspace(made, job)
-        held = schedule.peak(steps, made.held_until(job, made.measures))
-        most_work = max(most_work, work)
-        if held + work > most:
+        besides = _assembled(made, job, work) + _workspace(made, job)
+        held = schedule.peak(steps, work.until)
+        most_work = max(most_work, besides)
+        if held + besides > most:
             names = list(job.spans)
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            most, which = held + work, names[0] + more
+            most, which = held + besides, names[0] + more
     if fixed + most > made.memory:
         spectra = any(isinstance(m, Whole) for m in made.measures)
         raise MemoryBudgetError(
@@ -408,16 +435,15 @@ def _budgeted(made: Plan) -> Plan:
     return replace(made, peak_nbytes=fixed + most, totals=totals)
 
 
-def _assembled(made: Plan, job: Job, steps: Steps, need: Sequence[str]) -> int:
+def _assembled(made: Plan, job: Job, work: Work) -> int:
     """Bytes of tensors that lie in several parts and are put together in memory of their own."""
-    sizes = [
-        math.prod(t.shape[1:]) * (block.stop - block.start) * DTYPE_BYTES[t.dtype]
-        for position, _ in steps
-        for block in job.blocks
-        for state in need
-        if (t := made.tensors[position].get((block.name, state))) is not None and len(t.parts) > 1
-    ]
-    return sum(sizes)
+    found = 0
+    for position, name, state in work.until:
+        tensor = made.tensors[position][name, state]
+        if len(tensor.parts) > 1:
+            start, stop = job.spans[name]
+            found += math.prod(tensor.shape[1:]) * (stop - start) * DTYPE_BYTES[tensor.dtype]
+    return found
 
 
 def _workspace(made: Plan, job: Job) -> int:

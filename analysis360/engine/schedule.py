@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 from analysis360.core import Part
 
-__all__ = ["Block", "Job", "Piece", "Read", "blocks", "group", "last_uses", "merge_reads", "peak"]
+__all__ = ["Block", "Job", "Piece", "Place", "Read", "blocks", "group", "merge_reads", "peak"]
+
+Place = tuple[int, str, str]
+"""A stored tensor: checkpoint, name, state."""
 
 BLOCK = 1 << 23
 """Elements of a block at most (16 MiB in bfloat16), unless one row is longer."""
@@ -44,8 +47,15 @@ class Block:
 class Job:
     """What is taken through the checkpoints together; all blocks of a tensor that is held whole."""
 
-    key: str
     blocks: tuple[Block, ...]
+
+    @property
+    def by_name(self) -> dict[str, tuple[Block, ...]]:
+        """Blocks of each tensor."""
+        found: dict[str, tuple[Block, ...]] = {}
+        for block in self.blocks:
+            found[block.name] = (*found.get(block.name, ()), block)
+        return found
 
     @property
     def spans(self) -> dict[str, tuple[int, int]]:
@@ -77,9 +87,14 @@ class Read:
     pieces: tuple[Piece, ...]
 
     @property
+    def lead(self) -> int:
+        """Bytes left free at the start of the buffer: what a file aligns stays aligned."""
+        return self.offset % ALIGN
+
+    @property
     def held(self) -> int:
         """Bytes of the buffer it needs."""
-        return -(-self.nbytes // ALIGN) * ALIGN
+        return -(-(self.lead + self.nbytes) // ALIGN) * ALIGN
 
 
 def blocks(name: str, shape: Sequence[int]) -> tuple[Block, ...]:
@@ -146,36 +161,22 @@ def merge_reads(checkpoint: int, pieces: Iterable[Piece]) -> list[Read]:
     return reads
 
 
-def last_uses(
-    count: int, references: Mapping[tuple[int, str], int], present: Iterable[int]
-) -> dict[int, int]:
-    """Position up to which each checkpoint's tensors are held, from who refers to whom."""
-    there = set(present)
-    last = {c: c for c in range(count)}
-    for (current, _), reference in references.items():
-        if current in there:
-            last[reference] = max(last[reference], current)
-    return last
-
-
-def peak(
-    steps: Sequence[tuple[int, Sequence[Read]]], held_until: Mapping[tuple[int, str], int]
-) -> int:
+def peak(steps: Iterable[tuple[int, Sequence[Read]]], until: Mapping[Place, int]) -> int:
     """Largest number of buffer bytes that a job holds at once.
 
     Parameters
     ----------
-    steps : sequence of (checkpoint, reads)
+    steps : iterable of (checkpoint, reads)
         In the order in which they are taken.
-    held_until : mapping of (checkpoint, state) to int
-        Last checkpoint position at which a state of a checkpoint is used.
+    until : mapping of (checkpoint, name, state) to int
+        Last checkpoint position at which a stored tensor is used.
     """
     live: list[tuple[int, int]] = []
     most = 0
     for position, reads in steps:
         for read in reads:
-            until = max(held_until.get((read.checkpoint, p.state), position) for p in read.pieces)
-            live.append((until, read.held))
+            last = max(until[read.checkpoint, p.name, p.state] for p in read.pieces)
+            live.append((last, read.held))
         most = max(most, sum(size for _, size in live))
         live = [entry for entry in live if entry[0] > position]
     return most

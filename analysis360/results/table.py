@@ -1,51 +1,24 @@
-"""The folder that a plan writes, and the table that is made of it.
-
-A results folder holds ``parts/*.parquet`` (results of accumulators, block by block), ``plan.json``
-(which jobs belong to the table) and ``provenance.json``. What is stored is sums, not statistics: a
-new statistic over old sums, and every aggregate over layers or modules, needs no byte of the
-checkpoints again. Reading it needs no torch.
-"""
+"""The measured table made of stored sums: blocks are merged, then statistics are taken."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from analysis360.errors import StatisticError, StorageError, TableError
-from analysis360.stats import SCALARS, Statistic, merge, statistics
-from analysis360.stats.base import Values, accumulators, wholes
+from analysis360.errors import StatisticError, TableError
+from analysis360.results.contents import Contents, Entry, Key, measure_key
+from analysis360.results.parts import KEYS, Parts
+from analysis360.stats import Statistic, Whole, merge, statistics
+from analysis360.stats.base import Measure, Values
 from analysis360.table import INFO, KEY, check_table
 
-__all__ = ["Parts", "load_table", "read_provenance", "tabulate"]
-
-_log = logging.getLogger(__name__)
-
-NUMBERS = ("opt_step", "beta1", "beta2", "eps", "lr", "lr_sum", "weight_decay")
-"""Scalars stored with every row; `opt_step` is the scalar that statistics call ``step``."""
-
-SCHEMA = pa.schema(
-    [pa.field("job", pa.string())]
-    + [pa.field(c, pa.int64() if t == "Int64" else pa.string()) for c, t in (KEY | INFO).items()]
-    + [pa.field(n, pa.float64()) for n in NUMBERS]
-    + [
-        pa.field("block", pa.int32()),
-        pa.field("measure", pa.string()),
-        pa.field("values", pa.list_(pa.float64())),
-    ]
-)
-"""One row is one accumulator over one block of rows of one tensor; block -1 is the whole matrix."""
+__all__ = ["LEVELS", "tabulate"]
 
 LEVELS = {
     "tensor": list(KEY),
@@ -54,367 +27,277 @@ LEVELS = {
     "all": ["run", "branch", "number", "step", "tokens", "state", "against"],
 }
 
+NUMBERS = ("opt_step", "beta1", "beta2", "eps", "lr", "lr_sum", "weight_decay")
+"""Scalars of a row; `opt_step` is the scalar that statistics call ``step``."""
 
-class Parts:
-    """Finished jobs of a results folder; with no folder they are kept in memory.
+ORDER = ["run", "branch", "step", "number", "layer", "name", "module", "state", "against"]
 
-    Rows land in whole Parquet files, written aside and renamed, so that a kill leaves either a part
-    or no part. Rows of one job are never split over two parts.
-
-    Parameters
-    ----------
-    folder : Path or None
-    """
-
-    FLUSH_ROWS = 20_000
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._rows: list[dict[str, Any]] = []
-        self._tables: list[pa.Table] = []
-
-    def clean(self) -> None:
-        """Put away what an earlier writer left unfinished; only the writer may do this.
-
-        A damaged part is set aside with a warning, and its jobs count as not done.
-        """
-        if self.folder is None:
-            return
-        folder = self.folder / "parts"
-        folder.mkdir(parents=True, exist_ok=True)
-        for aside in folder.glob("*.aside"):
-            aside.unlink()
-        for path in sorted(folder.glob("part-*.parquet")):
-            if _read_part(path) is None:
-                os.replace(path, path.with_suffix(".parquet.damaged"))
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take the rows of one finished job."""
-        self._rows.extend(dict(row) for row in rows)
-        if len(self._rows) >= self.FLUSH_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is held back."""
-        if not self._rows:
-            return
-        table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
-        if self.folder is None:
-            self._tables.append(table)
-        else:
-            self._write(table, self.folder / "parts")
-        self._rows = []
-
-    def _write(self, table: pa.Table, folder: Path) -> None:
-        used = [int(p.name[5:11]) for p in folder.glob("part-*.parquet*")]
-        path = folder / f"part-{max(used, default=0) + 1:06d}.parquet"
-        with _aside(path) as file:
-            pq.write_table(table, file, compression="zstd")
-
-    def tables(self) -> Iterable[pa.Table]:
-        """All parts that can be read."""
-        yield from self._tables
-        if self.folder is not None:
-            paths = sorted((self.folder / "parts").glob("part-*.parquet"))
-            yield from (table for p in paths if (table := _read_part(p)) is not None)
-
-    def done(self) -> dict[str, set[str]]:
-        """Measures that each job has finished."""
-        found: dict[str, set[str]] = {}
-        for table in self.tables():
-            pairs = table.select(["job", "measure"]).group_by(["job", "measure"]).aggregate([])
-            for job, measure in zip(pairs["job"].to_pylist(), pairs["measure"].to_pylist()):
-                found.setdefault(job, set()).add(measure)
-        return found
-
-    def rows(self, jobs: Iterable[str]) -> pd.DataFrame:
-        """Rows of the given jobs, as a frame with the columns of `SCHEMA`."""
-        wanted = pa.array(list(jobs), pa.string())
-        kept = [
-            table.filter(
-                pc.and_(
-                    pc.is_in(table["job"], value_set=wanted),
-                    pc.greater_equal(table["block"], -1),  # -2 marks that a job is done
-                )
-            )
-            for table in self.tables()
-        ]
-        frame: pd.DataFrame = pa.concat_tables(kept or [SCHEMA.empty_table()]).to_pandas()
-        return frame
+Place = tuple[int, str, str, str]  # checkpoint, name, state, against
+Fields = dict[str, tuple[Values, npt.NDArray[np.bool_]]]  # by row, and where there is one
 
 
-def _read_part(path: Path) -> pa.Table | None:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        _log.warning("%s is damaged (%s); its jobs count as not measured", path, error)
-        return None
-    if table.schema.names != SCHEMA.names:
-        raise TableError(f"{path}: written by another version; columns {table.schema.names}")
-    return table
+@dataclass
+class _Rows:
+    """Rows of the table to be: where each is, and the merged fields of each measure."""
+
+    at: dict[Place, int] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    opt_step: dict[int, float] = field(default_factory=dict)
+    fields: dict[Measure, tuple[npt.NDArray[np.intp], Values]] = field(default_factory=dict)
+
+    def row(self, entry: Entry) -> int:
+        place = (entry.position, entry.name, entry.state, entry.against)
+        if place not in self.at:
+            self.at[place] = len(self.entries)
+            self.entries.append(entry)
+        return self.at[place]
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
-    aside = path.with_suffix(".aside")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written: {error}; earlier parts are kept") from error
-
-
-def write_json(path: Path, said: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    with _aside(path) as file:
-        file.write(json.dumps(said, indent=None, separators=(",", ":")).encode())
-
-
-def measure_key(name: str, version: int) -> str:
-    """Name of an accumulator or whole-matrix step with the version of its definition."""
-    return f"{name}@{version}"
-
-
-def tabulate(rows: pd.DataFrame, wanted: Sequence[str], by: str = "tensor") -> pd.DataFrame:
-    """Merge rows of accumulators to a level, and compute statistics from them.
+def tabulate(
+    contents: Contents, parts: Parts, wanted: Sequence[str], by: str = "tensor"
+) -> tuple[pd.DataFrame, set[str]]:
+    """Merge stored sums to a level, and compute statistics from them.
 
     Parameters
     ----------
-    rows : DataFrame
-        As `Parts.rows` gives them.
+    contents : Contents
+        What the table is to hold.
+    parts : Parts
+        Where the sums are. They are read one measure at a time.
     wanted : sequence of str
         Names of registered statistics.
     by : {"tensor", "layer", "module", "all"}
 
     Returns
     -------
-    DataFrame
-        A measured table.
+    table : DataFrame
+        A measured table of the tensors that are whole.
+    missing : set of str
+        Names of the tensors of which a block is missing somewhere.
     """
     if by not in LEVELS:
         raise TableError(f"unknown level {by!r}; allowed: {', '.join(LEVELS)}")
+    used = tuple(dict.fromkeys(m for name in wanted for m in statistics[name].measures))
+    rows, missing = _gathered(contents, parts, used)
     entries = [statistics[name] for name in wanted]
-    used = {measure_key(m.name, m.version) for e in entries for m in e.measures}
-    rows = rows[rows["measure"].isin(used)]
-    results: dict[tuple[Any, ...], dict[str, float]] = {}
-    infos: list[pd.DataFrame] = []
-    for measure, part in rows.groupby("measure", sort=False):
-        name = str(measure).split("@")[0]
-        info, columns = _merged(part, name, LEVELS[by])
-        infos.append(info)
-        if name in wholes and by != "tensor":
-            continue  # nothing merges: the rows are there, and NaN
-        for position, key in enumerate(info.index):
-            held = results.setdefault(key, {})
-            for column, field in enumerate(columns[0]):
-                held[field] = columns[1][position, column]
-    if not infos:
-        return check_table(pd.DataFrame(columns=[*KEY, *INFO, *wanted]))
-    info = pd.concat(infos)
-    info = info[~info.index.duplicated()]
-    _share_fields(results, info, LEVELS[by])
-    return _table(info, results, entries, LEVELS[by])
+    if not rows.entries:
+        empty = pd.DataFrame(columns=[*KEY, *INFO, *wanted])
+        return check_table(empty.astype(dict.fromkeys(wanted, "float64"))), missing
+    info = _described(contents, rows)
+    kept = ~info["name"].isin(missing).to_numpy()
+    if by == "tensor":
+        return _table(info[kept], _fields(rows), entries, kept), missing
+    level, fields = _merged(info, rows, LEVELS[by])
+    return _table(level, fields, entries, np.ones(len(level), bool), by), missing
 
 
-def _merged(
-    part: pd.DataFrame, name: str, keys: list[str]
-) -> tuple[pd.DataFrame, tuple[list[str], Values]]:
-    """One row per group of `keys`, in order of first appearance, and its merged fields."""
-    part = part.sort_values("block", kind="stable")
-    code, _ = pd.factorize(pd.MultiIndex.from_frame(part[keys].astype(object).fillna("")))
-    order = np.argsort(code, kind="stable")
-    part, code = part.iloc[order], code[order]
-    starts = np.flatnonzero(np.diff(code, prepend=-1)).astype(np.intp)
-    values = np.stack(list(part["values"])).astype(np.float64)
-    entry = wholes[name] if name in wholes else accumulators[name]
-    fields = dict(entry.fields)
-    with np.errstate(all="ignore"):
-        merged = values if name in wholes else merge(fields, values, starts)
-    first = part.iloc[starts].copy()
-    if keys is not LEVELS["tensor"]:
-        first["numel"] = _numel(part, code)
-        for scalar in NUMBERS:  # a scalar that differs within the group is not defined for it
-            low = np.fmin.reduceat(part[scalar].to_numpy(), starts)
-            high = np.fmax.reduceat(part[scalar].to_numpy(), starts)
-            first[scalar] = np.where(low == high, low, np.nan)
-    named = first[keys].astype(object).fillna("").itertuples(index=False, name=None)
-    first.index = pd.Index(list(named), tupleize_cols=False)
-    return first, (list(fields), merged)
+def _gathered(contents: Contents, parts: Parts, used: Sequence[Measure]) -> tuple[_Rows, set[str]]:
+    """Merged sums of every entry, and the tensors that are not whole."""
+    rows, missing = _Rows(), set[str]()
+    for measure in used:
+        entries = [
+            entry
+            for position, mine in enumerate(contents.tensors)
+            for name in dict.fromkeys(name for name, _ in mine)
+            for entry in contents.entries(position, name, (measure,))
+        ]
+        keys = [contents.key_of(entry) for entry in entries]
+        name = measure_key(measure.name, measure.version)
+        sums, steps, whole = _blocks(
+            measure, parts.rows(name, {key[0] for key in keys}), keys,
+            [contents.rows(entry.name) for entry in entries],
+        )  # fmt: skip
+        missing |= {entry.name for entry, there in zip(entries, whole) if not there}
+        at = np.array([rows.row(entry) for entry in entries], dtype=np.intp)
+        rows.fields[measure] = (at, sums)
+        for row, step in zip(at, steps):
+            if not np.isnan(step):
+                rows.opt_step[int(row)] = step
+    return rows, missing
 
 
-def _numel(part: pd.DataFrame, code: npt.NDArray[np.intp]) -> Values:
-    """Elements of a group: each tensor counted once, however many blocks it has."""
-    once = ~pd.DataFrame({"group": code, "name": part["name"].to_numpy()}).duplicated()
-    kept = once.to_numpy()
-    counts = part["numel"].to_numpy(dtype=np.float64)[kept]
-    return np.bincount(code[kept], weights=counts).astype(np.float64)
+def _blocks(
+    measure: Measure, table: pa.Table, keys: Sequence[Key], lengths: Sequence[int]
+) -> tuple[Values, Values, npt.NDArray[np.bool_]]:
+    """Fields of each key, merged over blocks in their order; the optimizer step; what is whole."""
+    groups: dict[Key, int] = {}  # two roles may be played by one checkpoint
+    of = np.array([groups.setdefault(key, len(groups)) for key in keys], dtype=np.intp)
+    sums = np.full((len(groups), len(measure.fields)), np.nan)
+    steps, covered = np.full(len(groups), np.nan), np.zeros(len(groups), dtype=np.int64)
+    code, start = _codes(table, groups), table["start"].to_numpy()
+    order = np.lexsort((start, code))
+    again = np.zeros(len(order), bool)  # a block that is there twice counts once
+    again[1:] = (np.diff(code[order]) == 0) & (np.diff(start[order]) == 0)
+    order = order[(code[order] >= 0) & ~again]
+    if len(order):
+        code = code[order]
+        first = np.flatnonzero(np.diff(code, prepend=-1)).astype(np.intp)
+        flat = table["values"].combine_chunks().flatten().to_numpy()
+        values = flat.reshape(len(table), -1)[order]
+        there = code[first]
+        with np.errstate(all="ignore"):
+            whole = isinstance(measure, Whole)
+            sums[there] = values[first] if whole else merge(measure.fields, values, first)
+        steps[there] = table["opt_step"].to_numpy()[order][first]
+        length = (table["stop"].to_numpy() - table["start"].to_numpy())[order]
+        covered[there] = np.add.reduceat(length, first)
+    return sums[of], steps[of], covered[of] == np.asarray(lengths, dtype=np.int64)
 
 
-def _share_fields(
-    results: dict[tuple[Any, ...], dict[str, float]], info: pd.DataFrame, keys: list[str]
-) -> None:
-    """Let a comparison see its tensor's own sums, and the moments those of their weights."""
-    at, state = keys.index("against"), keys.index("state")
-    for key in info.index:
-        mine = results.setdefault(key, {})
-        other = list(key)
-        if key[at]:
-            other[at] = ""
-        elif key[state] == "adam":
-            other[state] = "weight"
-        results[key] = {**results.get(tuple(other), {}), **mine}
+def _codes(table: pa.Table, groups: Mapping[Key, int]) -> npt.NDArray[np.intp]:
+    """Group of each row, -1 if it is in none; keys are looked up once, not once a block."""
+    combined = np.zeros(len(table), dtype=np.intp)
+    columns = []
+    for name in KEYS:
+        column = table[name].combine_chunks().dictionary_encode()
+        codes = column.indices.to_numpy()
+        columns.append((codes, column.dictionary.to_pylist()))
+        joined = combined * max(1, len(column.dictionary)) + codes
+        combined = np.unique(joined, return_inverse=True)[1].astype(np.intp)
+    _, first = np.unique(combined, return_index=True)
+    found = [groups.get(tuple(words[codes[row]] for codes, words in columns), -1) for row in first]
+    return np.asarray(found, dtype=np.intp)[combined] if found else combined
+
+
+def _described(contents: Contents, rows: _Rows) -> pd.DataFrame:
+    """Key, information and scalars of every row."""
+    said = [_row(contents, rows, i, entry) for i, entry in enumerate(rows.entries)]
+    return pd.DataFrame(said)
+
+
+def _row(contents: Contents, rows: _Rows, at: int, entry: Entry) -> dict[str, Any]:
+    checkpoint, label = contents.checkpoints[entry.position], contents.labels[entry.name]
+    info = contents.tensors[entry.position][entry.name, contents.stored(entry)[0]]
+    compared = contents.checkpoints[entry.reference] if entry.against else None
+    known = contents.scalars(entry.position, entry.name)
+    known["opt_step"] = rows.opt_step.get(at, known.pop("step"))
+    known["lr_sum"] = contents.lr_sums.get((entry.position, entry.against), np.nan)
+    return {
+        "run": contents.name, "branch": checkpoint.branch, "number": checkpoint.number,
+        "step": checkpoint.step, "tokens": checkpoint.tokens, "name": entry.name,
+        "layer": label.layer, "module": label.module, "param": label.param,
+        "expert": label.expert, "head": label.head, "state": entry.state,
+        "against": entry.against, "key": info.key, "revision": checkpoint.revision,
+        "dtype": info.dtype, "shape": "x".join(map(str, info.shape)), "numel": info.numel,
+        "reference": "" if compared is None else compared.name,
+        "reference_step": None if compared is None else compared.step,
+        **known,
+    }  # fmt: skip
+
+
+def _fields(rows: _Rows) -> Fields:
+    """Each field as a column over the rows, and in which rows it was measured."""
+    found = {}
+    for measure, (at, sums) in rows.fields.items():
+        there = np.zeros(len(rows.entries), dtype=bool)
+        there[at] = True
+        for column, name in enumerate(measure.fields):
+            values = np.full(len(rows.entries), np.nan)
+            values[at] = sums[:, column]
+            found[name] = (values, there)
+    return found
+
+
+def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFrame, Fields]:
+    """Rows of a coarser level, and their fields. What does not merge stays NaN."""
+    said = info[keys].astype(object).where(info[keys].notna(), "")
+    code, _ = pd.factorize(pd.MultiIndex.from_frame(said))
+    _, first = np.unique(code, return_index=True)
+    fields: Fields = {}
+    for measure, (at, sums) in rows.fields.items():
+        there = np.zeros(len(first), dtype=bool)
+        merged = np.full((len(first), len(measure.fields)), np.nan)
+        if not isinstance(measure, Whole):
+            order = np.argsort(code[at], kind="stable")
+            groups = code[at][order]
+            starts = np.flatnonzero(np.diff(groups, prepend=-1)).astype(np.intp)
+            there[groups[starts]] = True
+            with np.errstate(all="ignore"):
+                merged[groups[starts]] = merge(measure.fields, sums[order], starts)
+        for column, name in enumerate(measure.fields):
+            fields[name] = (merged[:, column], there)
+    level = info.iloc[first].copy()
+    once = ~pd.DataFrame({"group": code, "name": info["name"].to_numpy()}).duplicated().to_numpy()
+    counts = info["numel"].to_numpy(dtype=np.float64)[once]  # each tensor once
+    level["numel"] = np.bincount(code[once], weights=counts, minlength=len(first))
+    for scalar in NUMBERS:  # one that differs within the group is not defined for it
+        values = info.groupby(code)[scalar]
+        low, high = values.min().to_numpy(), values.max().to_numpy()
+        level[scalar] = np.where(low == high, low, np.nan)
+    for key in set(KEY) - set(keys):
+        level[key] = None if KEY[key] == "Int64" else ""
+    level[["key", "dtype", "shape"]] = ""
+    return level, fields
 
 
 def _table(
     info: pd.DataFrame,
-    results: Mapping[tuple[Any, ...], Mapping[str, float]],
+    fields: Fields,
     entries: Sequence[Statistic],
-    keys: list[str],
+    kept: npt.NDArray[np.bool_],
+    by: str = "tensor",
 ) -> pd.DataFrame:
-    columns: dict[str, list[float]] = {entry.name: [] for entry in entries}
-    scalars = _scalars(info)
-    pair = {entry.name: any(m.pair for m in entry.measures) for entry in entries}
-    moments = {entry.name: any(m.named_states for m in entry.measures) for entry in entries}
-    at, state = keys.index("against"), keys.index("state")
-    with np.errstate(all="ignore"):
-        for position, key in enumerate(info.index):
-            known = {**scalars[position], **results[key]}
-            for entry in entries:
-                fits = (
-                    pair[entry.name] == bool(key[at])
-                    and moments[entry.name] == (key[state] == "adam")
-                    and all(n in known for n in entry.inputs)
-                )
-                columns[entry.name].append(_call(entry, known, key) if fits else np.nan)
-    table = info.reset_index(drop=True)[[*KEY, *INFO]].copy()
-    for column in KEY:
-        if column not in keys:
-            table[column] = pd.NA if KEY[column] == "Int64" else ""
-    if keys is not LEVELS["tensor"]:
-        table[["key", "dtype", "shape"]] = ""
+    keys = LEVELS[by]
+    fields = {name: (values[kept], there[kept]) for name, (values, there) in fields.items()}
+    owner = _owners(info, keys)
+    columns = {e.name: _column(e, info, fields, owner) for e in entries}
+    table = info[[*KEY, *INFO]].reset_index(drop=True)
     for name, values in columns.items():
-        table[name] = np.asarray(values, dtype=np.float64)
-    order = ["run", "branch", "step", "number", "layer", "name", "module", "state", "against"]
+        table[name] = values
+    table = table.astype({c: "Int64" for c, t in KEY.items() if t == "Int64"})
     return check_table(
-        table.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+        table.sort_values(ORDER, kind="stable", na_position="first", ignore_index=True)
     )
 
 
-def _scalars(info: pd.DataFrame) -> list[dict[str, Any]]:
-    frame = info.rename(columns={"step": "_", "opt_step": "step"})
-    numbers = {name: frame[name].to_numpy() for name in SCALARS if name in frame.columns}
-    return [
-        {k: np.float64(v[i]) if k not in ("shape", "dtype") else v[i] for k, v in numbers.items()}
-        for i in range(len(frame))
-    ]
+def _owners(info: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]:
+    """Row whose sums each row may use too, or -1.
 
-
-def _call(entry: Statistic, known: Mapping[str, Any], key: tuple[Any, ...]) -> float:
-    try:
-        return float(entry.function(**{name: known[name] for name in entry.inputs}))
-    except Exception as error:
-        where = " ".join(str(k) for k in key if k != "")
-        raise StatisticError(f"{where}: statistic {entry.name!r} failed: {error}") from error
-
-
-def _needed(names: Sequence[str], measured: Collection[str]) -> set[str]:
-    """Measures that statistics rest on; an error if one was not part of the plan."""
-    needed = set()
-    for name in names:
-        for measure in statistics[name].measures:
-            key = measure_key(measure.name, measure.version)
-            if key not in measured:
-                raise TableError(
-                    f"{name!r} rests on {key!r}, which this folder does not hold; it holds "
-                    f"{', '.join(measured)}; plan and run with {name!r} to add it"
-                )
-            needed.add(key)
-    return needed
-
-
-def load_table(
-    path: str | os.PathLike[str],
-    *,
-    by: str = "tensor",
-    statistics: Sequence[str] | None = None,
-) -> pd.DataFrame:
-    r"""Make the measured table from a results folder.
-
-    Parameters
-    ----------
-    path : path
-        Folder that ``plan.run(path)`` wrote. Of an unfinished one only the tensors that are whole
-        are given, with a warning in the log, and only by tensor.
-    by : {"tensor", "layer", "module", "all"}
-        Level. Sums are merged over the tensors of a level before the statistic is taken, so a
-        layer's RMS is that of all its elements (a module's, over all layers) and a norm is
-        :math:`\sqrt{\sum\|\cdot\|^2}`; ratios are never averaged. Spectra do not merge and are
-        NaN above ``"tensor"``.
-    statistics : sequence of str, optional
-        Any registered statistics whose sums were measured; by default those of the plan.
-
-    Returns
-    -------
-    DataFrame
-        Columns as in `analysis360.table`: key, information, one column per statistic.
-
-    Raises
-    ------
-    TableError
-        If there is no plan in the folder, a statistic's sums are not in it, or it is unfinished and
-        a coarser level is asked for.
-    StatisticError
-        If a statistic is unknown.
+    A comparison sees its tensor's own sums, and the moments those of their weights.
     """
-    folder = Path(path)
-    plan = _read_json(folder / "plan.json")
-    wanted = list(plan["statistics"] if statistics is None else statistics)
-    needed, parts = _needed(wanted, plan["measures"]), Parts(folder)
-    done = parts.done()
-    jobs = {job["key"]: [block[0] for block in job["blocks"]] for job in plan["jobs"]}
-    left = [key for key in jobs if not needed <= done.get(key, set())]
-    rows = parts.rows(jobs)
-    if left:
-        said = f"{folder} is unfinished: {len(jobs) - len(left)} of {len(jobs)} jobs are done"
-        if by != "tensor":
-            raise TableError(f"{said}; by={by!r} needs all, run the plan again to finish")
-        _log.warning("%s; tensors that are not whole are left out", said)
-        rows = rows[~rows["name"].isin({name for key in left for name in jobs[key]})]
-    return tabulate(rows, wanted, by)
+    said = info[keys].astype(object).where(info[keys].notna(), "")
+    places = list(said.itertuples(index=False, name=None))
+    at = {place: row for row, place in enumerate(places)}
+    against, state = keys.index("against"), keys.index("state")
+    found = np.full(len(places), -1, dtype=np.intp)
+    for row, place in enumerate(places):
+        other = list(place)
+        if place[against]:
+            other[against] = ""
+        elif place[state] == "adam":
+            other[state] = "weight"
+        else:
+            continue
+        found[row] = at.get(tuple(other), -1)
+    return found
 
 
-def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a results folder says of its origin: checkpoints, commits, versions, bytes.
-
-    ``finished`` is None until the plan was run to its end; ``bytes_read`` and ``seconds`` are of
-    the last time it ran.
-
-    Raises
-    ------
-    TableError
-        If there is no plan in the folder.
-    """
-    folder = Path(path)
-    plan = _read_json(folder / "plan.json")
-    written = folder / "provenance.json"
-    said = _read_json(written) if written.exists() else {"finished": None}
-    if said.get("plan") != plan["key"]:  # of another plan that was run here
-        said = {"finished": None}
-    kept = ["run", "checkpoints", "statistics", "states", "against", "skipped"]
-    return {name: plan[name] for name in [*kept, "nbytes", "requests"]} | said
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise TableError(f"{path.parent} is not a results folder: it holds no {path.name}")
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TableError(f"{path} is not valid JSON: {error}") from error
-    return loaded
+def _column(
+    entry: Statistic, info: pd.DataFrame, fields: Fields, owner: npt.NDArray[np.intp]
+) -> Values:
+    """One statistic over all rows; NaN where it is not for this row, or a sum is missing."""
+    pair = any(m.pair for m in entry.measures)
+    moments = any(m.named_states for m in entry.measures)
+    fits = (info["against"].to_numpy() != "") == pair
+    fits &= (info["state"].to_numpy() == "adam") == moments
+    given: list[npt.NDArray[Any]] = []
+    for name in entry.inputs:
+        if name in fields:
+            values, there = fields[name]
+            theirs = there[owner] & (owner >= 0)
+            given.append(np.where(there, values, values[owner]))
+            fits &= there | theirs
+        else:
+            stored = info["opt_step" if name == "step" else name].to_numpy()
+            given.append(stored if name in ("shape", "dtype") else stored.astype(np.float64))
+    values = np.full(len(info), np.nan)
+    with np.errstate(all="ignore"):
+        for row in np.flatnonzero(fits):
+            try:
+                values[row] = float(entry.function(*(column[row] for column in given)))
+            except Exception as error:
+                where = " ".join(str(v) for v in info.iloc[row][list(KEY)] if pd.notna(v) and v)
+                raise StatisticError(
+                    f"{where}: statistic {entry.name!r} failed: {error}"
+                ) from error
+    return values

@@ -5,9 +5,9 @@ A new statistic is one function::
     from analysis360.stats import statistic
 
     @statistic(degree=0)
-    def rms_over_max(m2, mean, count, max_abs_value):
+    def rms_over_max(square_sum, norm_count, max_abs_value):
         "How flat a tensor is: 1 if all magnitudes are equal."
-        return (m2 / count + mean**2) ** 0.5 / max_abs_value
+        return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
 from analysis360.stats import adam, change, moments, spectrum

@@ -66,6 +66,20 @@ def update_bound(step: float, beta1: float, beta2: float) -> float:
     return (1 - beta1) / math.sqrt(1 - beta2) * geometric * correction
 
 
+def known(step: float, beta1: float, beta2: float, eps: float) -> bool:
+    """Whether a step was taken and every hyper-parameter is known and possible."""
+    return step >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0
+
+
+def constants(step: float, beta1: float, beta2: float) -> tuple[float, float, float, float]:
+    """What `adam_sums` needs of them: both corrections as factors, the bound, and a size below it.
+
+    ``m != 0`` with ``v = 0`` is legal: the square underflows long before the gradient does.
+    """
+    bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
+    return 1 / (1 - beta1**step), 1 / (1 - beta2**step), bound, UNDERFLOW
+
+
 @accumulator(
     {
         "adam_count": "sum", "m_sq": "sum", "v_sum": "sum", "u_sq": "sum", "below_eps": "sum",
@@ -83,22 +97,25 @@ def adam_sums(
     """
     import torch
 
-    if not (step >= 1 and 0 <= beta1 < 1 and 0 <= beta2 < 1 and eps >= 0):
+    if not known(step, beta1, beta2, eps):
         return torch.full((9,), math.nan, dtype=torch.float64, device=exp_avg.device)
-    v = torch.div(exp_avg_sq, 1 - beta2**step, out=scratch(exp_avg, "v"))
+    m_factor, v_factor, bound, least = constants(step, beta1, beta2)
+    v = torch.mul(exp_avg_sq, v_factor, out=scratch(exp_avg, "v"))
     v_sum = v.sum()
     root = v.sqrt_()
-    m = torch.div(exp_avg, 1 - beta1**step, out=scratch(exp_avg, "m"))
-    # m != 0 with v = 0 is legal: the square underflows long before the gradient does.
-    bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
-    limit = torch.mul(root, bound, out=scratch(exp_avg, "limit")).add_(UNDERFLOW)
-    too_large = (torch.abs(m, out=scratch(exp_avg, "size")) > limit).sum()
+    m = torch.mul(exp_avg, m_factor, out=scratch(exp_avg, "m"))
+    limit = torch.mul(root, bound, out=scratch(exp_avg, "limit")).add_(least)
+    size = torch.abs(m, out=scratch(exp_avg, "size"))
+    truth = scratch(exp_avg, "truth", torch.bool)
+    counts = [
+        torch.count_nonzero(torch.lt(one, other, out=truth))
+        for one, other in ((root, eps), (root, 10 * eps), (limit, size), (exp_avg_sq, 0))
+    ]
     u = torch.div(m, torch.add(root, eps, out=limit), out=limit)
     if eps == 0:
         u.masked_fill_((root == 0) & (m == 0), 0.0)
     values = (
-        torch.full_like(v_sum, m.numel()), torch.dot(m, m), v_sum, torch.dot(u, u),
-        (root < eps).sum(), (root < 10 * eps).sum(), too_large, (exp_avg_sq < 0).sum(),
+        torch.full_like(v_sum, m.numel()), torch.dot(m, m), v_sum, torch.dot(u, u), *counts,
         magnitude(u),
     )  # fmt: skip
     return torch.stack([value.to(torch.float64) for value in values])

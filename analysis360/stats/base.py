@@ -61,7 +61,7 @@ STORED = ("weight", "exp_avg", "exp_avg_sq", "master")
 """States that a checkpoint may store for a parameter, besides the scalar ``step``."""
 
 MOMENTS = ("mean", "m2", "m3", "m4")
-"""Fields that merge together; they need a field that counts, named first."""
+"""Mean and central moments: fields that merge together, with the field ``count``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

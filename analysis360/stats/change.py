@@ -6,6 +6,7 @@ tokens, or the fork point; the definition is the same, and the column `against` 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "angle", "cosine", "difference_sums", "displacement", "max_change", "rel_displacement",
-    "unchanged_fraction", "update_ratio",
+    "angle", "change_counts", "cosine", "difference_sums", "displacement", "max_change",
+    "rel_displacement", "unchanged_fraction", "update_ratio",
 ]  # fmt: skip
 
 
 @accumulator(
-    {
-        "diff_sq": "sum", "cross": "sum", "tensor_sq": "sum", "reference_sq": "sum",
-        "unchanged": "sum", "pair_count": "sum", "diff_max": "max",
-    }
-)  # fmt: skip
+    {"diff_sq": "sum", "cross": "sum", "tensor_sq": "sum", "reference_sq": "sum"}, version=2
+)
 def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     r"""Sums of a pair: :math:`\sum d^2`, :math:`\sum d\,(a+b)`, :math:`\sum b^2`, with d = a − b.
 
@@ -38,13 +36,24 @@ def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tens
 
     d = torch.sub(tensor, reference, out=scratch(tensor, "difference"))
     diff_sq = torch.dot(d, d)
-    values = (
-        diff_sq, diff_sq + 2 * torch.dot(d, reference),
-        torch.dot(tensor, tensor), torch.dot(reference, reference),
-        (d.numel() - torch.count_nonzero(d)).to(torch.float64),
-        torch.full_like(diff_sq, d.numel()), magnitude(d),
-    )  # fmt: skip
+    cross = torch.dot(d, reference).mul_(2).add_(diff_sq)
+    values = (diff_sq, cross, torch.dot(tensor, tensor), torch.dot(reference, reference))
     return torch.stack(values)
+
+
+@accumulator({"unchanged": "sum", "pair_count": "sum", "diff_max": "max"})
+def change_counts(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """How many elements are equal (a NaN equals nothing), and the largest change of one."""
+    import torch
+
+    d = torch.sub(tensor, reference, out=scratch(tensor, "difference"))
+    largest = magnitude(d)
+    if tensor.device.type == "cpu" and math.isfinite(largest.item()):
+        changed = torch.count_nonzero(d)
+    else:  # equal infinities have no difference; comparing is slow on a CPU
+        changed = torch.count_nonzero(tensor != reference)
+    unchanged = (d.numel() - changed).to(torch.float64)
+    return torch.stack([unchanged, torch.full_like(largest, d.numel()), largest])
 
 
 def _chord_sq(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,19 +14,31 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "kurtosis", "l2_norm", "max_abs", "mean", "moment_sums", "nonfinite", "rms", "std",
-    "zero_fraction",
+    "kurtosis", "l2_norm", "max_abs", "mean", "moment_sums", "nonfinite", "norm_sums", "rms", "std",
+    "value_counts", "zero_fraction",
 ]  # fmt: skip
 
 
 @accumulator(
-    {
-        "count": "sum", "mean": "moments", "m2": "moments", "m3": "moments", "m4": "moments",
-        "zeros": "sum", "nonfinite_count": "sum", "max_abs_value": "max",
-    }
+    {"norm_count": "sum", "total": "sum", "square_sum": "sum", "max_abs_value": "max"}
 )  # fmt: skip
+def norm_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum, sum of squares and the largest magnitude."""
+    import torch
+
+    total = tensor.sum()
+    values = (
+        torch.full_like(total, tensor.numel()), total, torch.dot(tensor, tensor), magnitude(tensor),
+    )  # fmt: skip
+    return torch.stack(values)
+
+
+@accumulator(
+    {"count": "sum", "mean": "moments", "m2": "moments", "m3": "moments", "m4": "moments"},
+    version=2,
+)
 def moment_sums(tensor: torch.Tensor) -> torch.Tensor:
-    """Central moments about the tile's mean, counts and the largest magnitude.
+    """Central moments about the tile's mean.
 
     Values are centred before they are squared: the variance of gains near 1, taken as a difference
     of sums, loses its digits.
@@ -33,52 +46,60 @@ def moment_sums(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
     n = tensor.numel()
-    largest = magnitude(tensor)
     centre = tensor.sum() / n
     d = torch.sub(tensor, centre, out=scratch(tensor, "deviation"))
     square = torch.mul(d, d, out=scratch(tensor, "square"))
     values = (
         torch.full_like(centre, n), centre,
         square.sum(), torch.dot(square, d), torch.dot(square, square),
-        (n - torch.count_nonzero(tensor)).to(torch.float64), _nonfinite(tensor, largest), largest,
     )  # fmt: skip
     return torch.stack(values)
 
 
-def _nonfinite(tensor: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+@accumulator({"value_count": "sum", "zeros": "sum", "nonfinite_count": "sum"})
+def value_counts(tensor: torch.Tensor) -> torch.Tensor:
+    """Counts of exact zeros, and of NaN and infinities."""
+    import torch
+
+    n, total = tensor.numel(), tensor.sum()
+    zeros = (n - torch.count_nonzero(tensor)).to(torch.float64)
+    return torch.stack([torch.full_like(total, n), zeros, _nonfinite(tensor, total)])
+
+
+def _nonfinite(tensor: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     """Count NaN and infinities; the scan is skipped where reading one number back costs nothing."""
     import torch
 
-    if tensor.device.type == "cpu" and bool(torch.isfinite(largest)):
+    if tensor.device.type == "cpu" and math.isfinite(total.item()):  # one of them would show there
         return torch.zeros((), dtype=torch.float64)
     return (tensor.numel() - torch.isfinite(tensor).sum()).to(torch.float64)
 
 
 @statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
-def l2_norm(count: float, mean: float, m2: float) -> float:
+def l2_norm(square_sum: float) -> float:
     r"""Euclidean (Frobenius) norm.
 
-    :math:`\|W\|_F = \sqrt{\sum w^2}`, taken as :math:`\sqrt{M_2 + n\bar w^2}` from the merged
-    central moments. Not finite if the tensor holds a NaN or an infinity.
+    :math:`\|W\|_F = \sqrt{\sum w^2}`, summed in float64. Not finite if the tensor holds a NaN or
+    an infinity.
 
     Notes
     -----
     ``torch.Tensor.norm`` in float32 on a CPU is 0.6 % low at 67 million elements and 10 % at 537
     million; this one is right to 1e-6, and does not depend on the number of threads.
     """
-    return float(np.sqrt(m2 + count * mean**2))
+    return float(np.sqrt(square_sum))
 
 
 @statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
-def rms(count: float, mean: float, m2: float) -> float:
+def rms(square_sum: float, norm_count: float) -> float:
     r"""Root mean square, :math:`\|W\|_F/\sqrt n`: the norm without the size of the tensor."""
-    return float(np.sqrt(m2 / count + mean**2))
+    return float(np.sqrt(square_sum / norm_count))
 
 
 @statistic(degree=1, invariant=("permutation", "transpose"))
-def mean(count: float, mean: float) -> float:
+def mean(total: float, norm_count: float) -> float:
     r"""Arithmetic mean, :math:`\frac1n\sum w`."""
-    return mean if count else float("nan")
+    return total / norm_count if norm_count else float("nan")
 
 
 @statistic(degree=1, invariant=("sign", "permutation", "transpose"), low=0)
@@ -94,9 +115,9 @@ def max_abs(max_abs_value: float) -> float:
 
 
 @statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0, high=1)
-def zero_fraction(zeros: float, count: float) -> float:
+def zero_fraction(zeros: float, value_count: float) -> float:
     """Fraction of elements that are exactly zero."""
-    return zeros / count
+    return zeros / value_count
 
 
 @statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0)

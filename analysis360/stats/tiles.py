@@ -10,8 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TILE", "exact", "magnitude", "matrix", "scratch"]
 
-TILE = 1 << 17
-"""Elements of a tile: a megabyte in float64, which a core's cache holds."""
+TILE = 1 << 18
+"""Elements of a tile: two megabytes in float64. Larger ones fall out of the cache; with smaller
+ones threads spend their time on handing the interpreter's lock to each other."""
 
 _kept = threading.local()
 
@@ -49,10 +50,6 @@ def exact(x: torch.Tensor, slot: str = "tile") -> torch.Tensor:
     So differences, squares and fourth powers are right whatever the values: second moments of 1e-13
     do not underflow, gains near 1 keep their variance, nearly equal tensors keep their angle.
     """
-    import torch
-
-    if x.dtype not in (torch.float32, torch.float64):  # two fast conversions beat a slow one
-        x = scratch(x, "float32", torch.float32).copy_(x)
     return scratch(x, slot).copy_(x)
 
 

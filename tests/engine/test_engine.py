@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import analysis360 as a360
 from analysis360.engine import Plan, schedule
+from analysis360.engine.work import Works
 from analysis360.errors import (
     CheckpointNotFound,
     FormatError,
@@ -150,11 +151,9 @@ def test_over_http_the_same_table_and_only_the_planned_ranges(folder, hub, table
     same(plan.run(progress=False), table)
 
     planned = Counter((plan.checkpoints[c].revision, f, o, n) for c, f, o, n in plan.probes)
-    for job in plan.jobs:
-        for c, reads in plan.steps(job, plan.measures):
-            planned.update(
-                (plan.checkpoints[c].revision, r.file, r.offset, r.nbytes) for r in reads
-            )
+    planned.update(
+        (plan.checkpoints[r.checkpoint].revision, r.file, r.offset, r.nbytes) for r in plan.reads()
+    )
     served = Counter(hub.ranges("lab/small"))
     small = {k: n for k, n in served.items() if k[1].endswith(".json")}
     assert served == planned and small  # header probes and merged gaps are in the plan
@@ -169,10 +168,8 @@ def test_over_http_the_same_table_and_only_the_planned_ranges(folder, hub, table
 def test_each_stored_byte_of_a_tensor_once(folder):
     plan = everything(a360.open_run(folder))
     covered = Counter()
-    for job in plan.jobs:
-        for c, reads in plan.steps(job, plan.measures):
-            for read in reads:
-                covered.update((c, p.name, p.state, p.part.offset) for p in read.pieces)
+    for read in plan.reads():
+        covered.update((read.checkpoint, p.name, p.state, p.part.offset) for p in read.pieces)
     assert set(covered.values()) == {1}
     stored = sum(
         t.nbytes
@@ -181,6 +178,58 @@ def test_each_stored_byte_of_a_tensor_once(folder):
         if t.state in ("weight", "exp_avg", "exp_avg_sq", "step")
     )
     assert stored <= plan.nbytes < 1.5 * stored  # the rest is gaps between merged ranges
+
+
+@pytest.mark.slow  # compiles when it runs for the first time
+def test_compiled_loops_give_the_same_table(folder, table):
+    pytest.importorskip("numba")
+    plan = everything(a360.open_run(folder), compiled=True)
+    assert plan.compiled and "compiled arithmetic" in repr(plan)
+    assert not everything(a360.open_run(folder)).compiled  # too small to compile for
+    other = plan.run(progress=False)
+    keys = ["branch", "number", "name", "state", "against"]
+    pd.testing.assert_frame_equal(other[keys], table[keys])
+    for name in table.select_dtypes("float64"):
+        np.testing.assert_allclose(other[name], table[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_compiled_can_be_refused(folder, monkeypatch):
+    monkeypatch.setenv("ANALYSIS360_COMPILED", "0")
+    with pytest.raises(StatisticError, match="needs numba"):
+        everything(a360.open_run(folder), compiled=True)
+
+
+def test_a_probe_estimates_the_time(folder, hub):
+    run = open_hub(folder)
+    assert everything(run).seconds is None
+    plan = everything(run, probe=True)
+    assert plan.rate > 0 and plan.seconds == plan.nbytes / plan.rate
+    assert "takes about" in repr(plan) and "/s" in repr(plan)
+    resolved = Counter((r.rev, r.file) for r in hub.log if r.method == "HEAD" and r.file)
+    assert set(resolved.values()) <= {1, 2}  # of this plan, and of the one before
+
+
+def test_kept_ranges_are_not_fetched_again(folder, hub, tmp_path, table):
+    run, cache = open_hub(folder), tmp_path / "cache"
+    first = everything(run).run(progress=False, cache_dir=cache)
+    before = len(list(hub.ranges("lab/small")))
+    plan = everything(run)
+    headers = len(list(hub.ranges("lab/small"))) - before
+    same(plan.run(progress=False, cache_dir=cache, cache_size="1 GB"), first, ignore=())
+    assert len(list(hub.ranges("lab/small"))) == before + headers
+    same(first, table)
+    with pytest.raises(MemoryBudgetError, match="not a size"):
+        plan.run(progress=False, cache_dir=cache, cache_size="much")
+
+
+def test_the_bar_tells_of_retries(folder, hub, capsys):
+    from tests.hub_server import Fault
+
+    plan = a360.plan(open_hub(folder), ["rms"], against=())
+    hub.faults.append(Fault("cut", after=10, file="model-00002", times=3))
+    plan.run(progress=True)
+    said = capsys.readouterr().err
+    assert "measure" in said and "lm_head.weight, 3 retries" in said
 
 
 def test_plan_is_data(folder, table):
@@ -256,14 +305,14 @@ def measure_in_a_process(folder, out):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_goes_on(folder, tmp_path, monkeypatch, table, kills):
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on(folder, tmp_path, monkeypatch, table):
     monkeypatch.setattr(schedule, "BLOCK", 600)
     plan = everything(a360.open_run(folder))
     assert len(plan.jobs) >= 5
     chance, kept = random.Random(7), []
     out = tmp_path / "m"
-    for _ in range(kills):
+    for _ in range(12):
         process = measure_in_a_process(folder, out)
         assert process.stdout.readline().startswith("ready")
         wanted = len(kept) + 1
@@ -277,14 +326,9 @@ def test_killed_at_random_moments_it_goes_on(folder, tmp_path, monkeypatch, tabl
     assert kept
     from analysis360.results import Parts
 
-    done = Parts(out).done()
-    left = sum(
-        r.nbytes
-        for j in plan.jobs
-        if j.key not in done
-        for _, reads in plan.steps(j, plan.measures)
-        for r in reads
-    )
+    works = Works(plan, Parts(out).done())
+    every = [work for job in plan.jobs if (work := works.left(job)) is not None]
+    left = sum(r.nbytes for work in every for _, reads in work.steps(plan) for r in reads)
     stamps = {p: p.stat().st_mtime_ns for p in kept}
     resumed = plan.run(out, progress=False)
     if left:
@@ -337,7 +381,10 @@ def test_interrupt_keeps_what_is_done(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "_job", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         plan.run(tmp_path / "m", progress=False)
-    assert len(Parts(tmp_path / "m").done()) == 2
+    begun = {
+        (key[2], start) for key, starts in Parts(tmp_path / "m").done().items() for start in starts
+    }
+    assert 2 <= len(begun) < sum(len(job.blocks) for job in plan.jobs)
     monkeypatch.setattr(measure, "_job", real)
     same(plan.run(tmp_path / "m", progress=False), plan.run(progress=False), ignore=())
 
