@@ -88,7 +88,7 @@ def fetch_and_drop(repo: str, ranges: str, threads: int, endpoint: str) -> dict[
         KEPT["ranges"] = wanted
         KEPT["stores"] = {r: HubStore(repo, r, endpoint=endpoint) for r in revisions}
         longest = max(size for *_, size in wanted)
-        KEPT["buffers"] = [memoryview(bytearray(longest)) for _ in range(threads)]
+        KEPT["buffers"] = _buffers(longest, threads)
 
     def one(work: Iterator[list[Any]], buffer: memoryview) -> None:
         for revision, file, offset, size in work:
@@ -100,7 +100,7 @@ def fetch_and_drop(repo: str, ranges: str, threads: int, endpoint: str) -> dict[
 def read_and_drop(files: list[str], threads: int, piece: int = 1 << 24) -> dict[str, Any]:
     """Read local files in pieces into reused buffers, and drop them."""
     if "buffers" not in KEPT:
-        KEPT["buffers"] = [memoryview(bytearray(piece)) for _ in range(threads)]
+        KEPT["buffers"] = _buffers(piece, threads)
     with ExitStack() as stack:
         opened = [stack.enter_context(open(file, "rb", buffering=0)) for file in files]
         sizes = [os.fstat(file.fileno()).st_size for file in opened]
@@ -116,6 +116,14 @@ def read_and_drop(files: list[str], threads: int, piece: int = 1 << 24) -> dict[
                 assert got == size
 
         return {"nbytes": _threaded(one, work)}
+
+
+def _buffers(size: int, count: int) -> list[memoryview]:
+    """Buffers as the package makes them for itself: in pages of their own."""
+    from analysis360.engine.stream import Buffers
+
+    pool = Buffers(size * count)
+    return [memoryview(pool.take(size).numpy()) for _ in range(count)]
 
 
 def _threaded(one: Callable[[Iterator[Any], memoryview], None], work: list[Any]) -> int:

@@ -183,7 +183,7 @@ def oracle(arrays: Arrays, measures: Sequence[Accumulator]) -> Numbers:
     """Float64 numpy, piece by piece with exact sums across pieces, from the definitions."""
     names = list(arrays)
     n = len(arrays[names[0]])
-    pieces = [slice(i, i + (1 << 20)) for i in range(0, n, 1 << 20)]
+    pieces = [slice(i, i + (1 << 22)) for i in range(0, n, 1 << 22)]
 
     def both(where: slice) -> Any:
         return (arrays[name][where].double().numpy() for name in names)

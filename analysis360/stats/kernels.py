@@ -182,6 +182,52 @@ def _pair(x: Array, y: Array) -> tuple[float, float, float, float, float]:
 
 
 @_jit
+def _alone_powers(x: Array) -> tuple[float, float, float, float]:
+    """Σx, Σx², Σx³, Σx⁴."""
+    half = len(x) // 2
+    left, right = x[:half], x[half : 2 * half]
+    s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = 0.0
+    for i in range(half):
+        a = np.float64(left[i])
+        e = a * a
+        s0 += a
+        s1 += e
+        s2 += e * a
+        s3 += e * e
+        a = np.float64(right[i])
+        e = a * a
+        t0 += a
+        t1 += e
+        t2 += e * a
+        t3 += e * e
+    if 2 * half < len(x):
+        a = np.float64(x[2 * half])
+        e = a * a
+        s0 += a
+        s1 += e
+        s2 += e * a
+        s3 += e * e
+    return s0 + t0, s1 + t1, s2 + t2, s3 + t3
+
+
+@_jit
+def _pair_powers(x: Array, y: Array) -> tuple[float, float, float, float, float, float, float]:
+    """`_alone_powers` and Σy², Σd², Σd(x+y); so many sums need no second half beside them."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = 0.0
+    for i in range(len(x)):
+        a, b = np.float64(x[i]), np.float64(y[i])
+        d, e = a - b, a * a
+        s0 += a
+        s1 += e
+        s2 += e * a
+        s3 += e * e
+        s4 += b * b
+        s5 += d * d
+        s6 += d * (a + b)
+    return s0, s1, s2, s3, s4, s5, s6
+
+
+@_jit
 def _deviation(x: Array, mean: float) -> float:
     """Σ(x − mean)."""
     found = 0.0
@@ -285,33 +331,51 @@ def _largest_difference(x: Array, y: Array) -> float:
 
 
 @_jit
-def _sums(x: Array, y: Array, asked: int, out: Array) -> float:
-    """Add the plain sums of a chunk; return Σx where something asks for it."""
+def _sums(x: Array, y: Array, before: int, asked: int, out: Array) -> None:
+    """Add the plain sums of a chunk, and its central moments to those of `before` elements."""
+    total = square = cube = fourth = 0.0
     if asked & DIFFERENCE:
-        total, square, reference_sq, diff_sq, cross = _pair(x, y)
-        out[9] += diff_sq
+        if asked & MOMENTS:
+            total, square, cube, fourth, other, apart, cross = _pair_powers(x, y)
+        else:
+            total, square, other, apart, cross = _pair(x, y)
+        out[9] += apart
         out[10] += cross
-        out[11] += reference_sq
-    elif asked & (NORM | MOMENTS):
+        out[11] += other
+    elif asked & MOMENTS:
+        total, square, cube, fourth = _alone_powers(x)
+    elif asked & NORM:
         total, square = _alone(x)
-    else:
-        total, square = 0.0, 0.0
     out[0] += total
     out[1] += square
-    return total
+    if asked & MOMENTS:
+        _moments(x, total, square, cube, fourth, before, asked, out)
 
 
 @_jit
-def _moments(x: Array, total: float, before: int, asked: int, out: Array) -> None:
+def _moments(
+    x: Array, total: float, square: float, cube: float, fourth: float,
+    before: int, asked: int, out: Array,
+) -> None:  # fmt: skip
     """Add the central moments of a chunk, about its own mean, to those of `before` elements.
 
-    They merge by Pébay (SAND2008-6212).
+    Where the mean is small beside the spread they are had from sums of powers without losing
+    digits; else, as for gains near 1, the chunk is centred first. They merge by Pébay
+    (SAND2008-6212).
     """
     n = len(x)
     mean = total / n
     if asked & LONG:
         mean += _deviation(x, mean) / n
-    m2, m3, m4 = _central(x, mean)
+    if n * mean * mean < 0.25 * square and not asked & LONG:
+        m2 = square - n * mean * mean
+        m3 = cube - 3 * mean * square + 2 * n * mean * mean * mean
+        m4 = (
+            fourth - 4 * mean * cube + 6 * mean * mean * square
+            - 3 * n * mean * mean * mean * mean
+        )  # fmt: skip
+    else:
+        m2, m3, m4 = _central(x, mean)
     if not before:
         out[3], out[4], out[5], out[6] = mean, m2, m3, m4
         return
@@ -360,30 +424,25 @@ def sums_bfloat16(x: Array, y: Array, asked: int, out: Array) -> None:
     """`sums_float32` of bfloat16, given as int16 at addresses that are multiples of 4."""
     a, b = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
     d = np.empty(CHUNK, np.float32)
-    wide = asked & (MOMENTS | VALUES | CHANGE) or not asked & DIFFERENCE
+    as_stored = asked & DIFFERENCE and not asked & (MOMENTS | CHANGE)
+    wide = not as_stored or asked & VALUES
     size = CHUNK if wide else 4 * CHUNK
     for start in range(0, len(x), size):
         n = min(size, len(x) - start)
         p, q = x[start : start + n], y[start : start + n]
         if wide:
             _widen(p, a[:n].view(np.int32))
-        if asked & CHANGE:
+        if asked & (DIFFERENCE | CHANGE) and not as_stored:
             _widen(q, b[:n].view(np.int32))
-        if asked & DIFFERENCE:
-            total, square, reference_sq, diff_sq, cross = (
-                _pair(a[:n], b[:n]) if asked & CHANGE else _pair_words(p, q)
-            )
+        if not as_stored:
+            _sums(a[:n], b[:n], start, asked, out)
+        else:
+            total, square, reference_sq, diff_sq, cross = _pair_words(p, q)
+            out[0] += total
+            out[1] += square
             out[9] += diff_sq
             out[10] += cross
             out[11] += reference_sq
-        elif asked & (NORM | MOMENTS):
-            total, square = _alone(a[:n])
-        else:
-            total, square = 0.0, 0.0
-        out[0] += total
-        out[1] += square
-        if asked & MOMENTS:
-            _moments(a[:n], total, start, asked, out)
         if asked & (NORM | VALUES):
             _values(a[:n], _low(np.int32(_largest16(p.view(np.uint16)))), asked, out)
         if asked & CHANGE:
@@ -400,9 +459,7 @@ def sums_float32(x: Array, y: Array, asked: int, out: Array) -> None:
     for start in range(0, len(x), CHUNK):
         n = min(CHUNK, len(x) - start)
         a, b = x[start : start + n], y[start : start + n]
-        total = _sums(a, b, asked, out)
-        if asked & MOMENTS:
-            _moments(a, total, start, asked, out)
+        _sums(a, b, start, asked, out)
         if asked & (NORM | VALUES):
             d.view(np.int32)[0] = _largest32(a.view(np.int32))
             _values(a, np.float64(d[0]), asked, out)
@@ -418,9 +475,7 @@ def sums_float64(x: Array, y: Array, asked: int, out: Array) -> None:
     for start in range(0, len(x), CHUNK):
         n = min(CHUNK, len(x) - start)
         a, b = x[start : start + n], y[start : start + n]
-        total = _sums(a, b, asked, out)
-        if asked & MOMENTS:
-            _moments(a, total, start, asked | LONG, out)
+        _sums(a, b, start, asked | LONG, out)
         if asked & (NORM | VALUES):
             bits[0] = _largest64(a.view(np.int64))
             _values(a, d[0], asked, out)
