@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     planning = commands.add_parser("plan", help="say what would be read, held and skipped")
     _selection(planning)
+    planning.add_argument(
+        "--probe", action="store_true", help="read for two seconds to estimate the time"
+    )
     planning.set_defaults(function=_plan)
 
     measuring = commands.add_parser(
@@ -101,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _selection(measuring)
     measuring.add_argument("--out", required=True, help="results folder")
+    measuring.add_argument(
+        "--cache-dir", help="keep fetched bytes in this folder, so that they are fetched once"
+    )
+    measuring.add_argument(
+        "--cache-size", default="100 GB",
+        help="most that is kept there in all (default: %(default)s)",
+    )  # fmt: skip
     _quiet(measuring)
     measuring.set_defaults(function=_measure)
 
@@ -139,6 +149,10 @@ def _selection(parser: argparse.ArgumentParser) -> None:
         "--memory", default="4 GB", help="most private memory (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--compiled", action=argparse.BooleanOptionalAction,
+        help="take sums by compiled loops (default: where numba is installed and 2 GB are read)",
+    )  # fmt: skip
 
 
 def _range(text: str) -> int | slice:
@@ -154,7 +168,7 @@ def _range(text: str) -> int | slice:
         ) from None
 
 
-def _planned(given: argparse.Namespace) -> Plan:
+def _planned(given: argparse.Namespace, probe: bool = False) -> Plan:
     import analysis360 as a360
 
     run = a360.open_run(given.run, pattern=given.pattern).select(
@@ -164,17 +178,21 @@ def _planned(given: argparse.Namespace) -> Plan:
     return a360.plan(
         run, given.statistic, states=given.state or ("weight",),
         against=given.against or ("previous",), memory=given.memory, device=given.device,
+        compiled=given.compiled, probe=probe,
     )  # fmt: skip
 
 
 def _plan(given: argparse.Namespace) -> None:
-    print(_planned(given))
+    print(_planned(given, given.probe))
 
 
 def _measure(given: argparse.Namespace) -> None:
     made = _planned(given)
     print(made)
-    table = made.run(given.out, progress=not given.quiet)
+    table = made.run(
+        given.out, progress=not given.quiet, cache_dir=given.cache_dir,
+        cache_size=given.cache_size,
+    )  # fmt: skip
     print(f"{len(table):,} rows in {given.out}")
 
 

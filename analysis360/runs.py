@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -237,6 +237,13 @@ def _parented(entries: Sequence[Checkpoint], forks: Sequence[Fork]) -> Sequence[
     return entries
 
 
+def _read_description(text: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        return read_description(text.decode(), where)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
 def _open_folder(path: Path, asked: _Layout) -> Run:
     from analysis360.storage.local import LocalStore, fingerprint
 
@@ -244,10 +251,7 @@ def _open_folder(path: Path, asked: _Layout) -> Run:
     described = path / DESCRIPTION
     said: Mapping[str, Any] = {}
     if path.is_dir() and described.exists():
-        try:
-            said = read_description(described.read_text("utf-8"), str(described))
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{described}: {error}") from error
+        said = _read_description(described.read_bytes(), str(described))
     layout = _layout(said, asked)
     root = path / layout.folder if path.is_dir() else path
     candidates = [path] if path.is_file() else sorted(root.iterdir()) if root.is_dir() else []
@@ -277,16 +281,18 @@ def _open_remote(uri: str, asked: _Layout) -> Run:
 
     uri = uri.rstrip("/")
     with FsspecStore(uri) as store:
-        listed = store.files()
+        listed, alone = store.files(), store.is_file
         said: Mapping[str, Any] = {}
         if DESCRIPTION in listed:
-            text = store.read(DESCRIPTION, 0, listed[DESCRIPTION]).decode()
-            said = read_description(text, f"{uri}/{DESCRIPTION}")
+            said = _read_description(
+                store.read(DESCRIPTION, 0, listed[DESCRIPTION]), f"{uri}/{DESCRIPTION}"
+            )
     layout = _layout(said, asked)
-    below = "" if layout.folder == "." else f"{layout.folder.strip('/')}/"
+    folder = PurePosixPath(layout.folder.strip("/")).as_posix()
+    below = "" if folder == "." else f"{folder}/"
     names = {path.removeprefix(below).split("/")[0] for path in listed if path.startswith(below)}
     found = [(name, place) for name in sorted(names) if (place := layout.place(name)) is not None]
-    uris = {name: f"{uri}/{below}{name}" for name, _ in found}
+    uris = {name: uri if alone else f"{uri}/{below}{name}" for name, _ in found}
     name = uri.rpartition("/")[2]
     if not found and not layout.said and _are_tensors(names):
         found, uris = [(name, layout.place(name) or ("main", None, None, None))], {name: uri}
@@ -297,18 +303,19 @@ def _open_remote(uri: str, asked: _Layout) -> Run:
             f"{'asked for' if layout.said else 'tried'} "
             f"{', '.join(p.pattern for p in layout.patterns)}"
         )
+    stores = [FsspecStore(uris[name]) for name, _ in found]
     with ThreadPoolExecutor(8) as pool:
-        entries = list(pool.map(lambda f: _remote_entry(uris[f[0]], *f), found))
+        try:
+            marks = list(pool.map(FsspecStore.fingerprint, stores))
+        except BaseException:  # Ctrl-C need not wait for listings that stall
+            for store in stores:
+                store.interrupt()
+            raise
+    entries = [
+        Checkpoint("", *place, store.uri, mark, name, dict(store.files()))
+        for (name, place), store, mark in zip(found, stores, marks)
+    ]
     return _described(said, name, uri, entries)
-
-
-def _remote_entry(
-    uri: str, name: str, place: tuple[str, int | None, int | None, int | None]
-) -> Checkpoint:
-    from analysis360.storage.fsspec_store import FsspecStore
-
-    with FsspecStore(uri) as store:
-        return Checkpoint("", *place, uri, store.fingerprint(), name, dict(store.files()))
 
 
 def _holds_tensors(path: Path) -> bool:

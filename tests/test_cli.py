@@ -112,6 +112,25 @@ def test_measures_and_does_not_measure_again(run: str, tmp_path: Path, capsys: C
     assert load_table(out)["max_abs"].notna().any()
 
 
+def test_plan_says_how_long_and_by_what(run: str, capsys: Capture) -> None:
+    asked = ["plan", run, "--statistic", "rms", "--no-compiled"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "torch arithmetic" in said and "takes about" not in said
+    assert main([*asked, "--probe"]) == 0
+    assert re.search(r"takes about \d+ s at the probed .*B/s", capsys.readouterr().out)
+
+
+def test_cache_options_reach_the_run(run: str, tmp_path: Path, capsys: Capture) -> None:
+    asked = ["measure", run, "--out", str(tmp_path / "out"), "--quiet", "--statistic", "rms"]
+    cache = tmp_path / "kept"
+    assert main([*asked, "--cache-dir", str(cache), "--cache-size", "1 MB"]) == 0
+    assert cache.is_dir()
+    capsys.readouterr()
+    assert main([*asked, "--cache-dir", str(cache), "--cache-size", "lots"]) == 1
+    assert "'lots' is not a size" in capsys.readouterr().err
+
+
 @pytest.mark.pages
 def test_reports_on_a_run(run: str, tmp_path: Path, capsys: Capture) -> None:
     measured, out = tmp_path / "measured", tmp_path / "one.html"

@@ -13,7 +13,7 @@ import analysis360 as a360
 from benchmarks import peers
 from benchmarks.k2 import covered, errors
 from benchmarks.k2_content import ALONE, Content, Shape, statistics_of
-from benchmarks.k2_server import K2Server, Link, ServerProcess, repositories_of
+from benchmarks.k2_server import BURST, K2Server, Link, ServerProcess, repositories_of
 
 SMALL = Shape(layers=2, hidden=64, ffn=176, vocab=150, shard=60_000)
 CONTENT = Content(chunk=1500, seed=3)  # not a divisor of anything: every tensor ends in a part
@@ -183,7 +183,7 @@ def test_link_carries_what_it_may():
     for _ in range(40):
         link.take(1_000_000)
     taken = time.monotonic() - began
-    assert taken >= 39 / 200 - 0.005
+    assert taken >= 39 / 200 - BURST - 0.005  # a link that was idle may catch up
 
 
 @pytest.mark.slow

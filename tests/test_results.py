@@ -1,6 +1,7 @@
 """The results folder: unfinished, read while written, coarse levels, provenance."""
 
 import math
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
@@ -221,3 +222,23 @@ def test_zeros_where_a_part_was_being_written(run, tmp_path, monkeypatch, caplog
     again = plan.run(tmp_path / "m", progress=False)
     pd.testing.assert_frame_equal(again, first, check_exact=True)
     assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("jobs", [7, None])
+def test_a_folder_begun_with_other_blocks_is_finished(run, tmp_path, monkeypatch, jobs):
+    """An earlier version may have cut tensors elsewhere: its blocks cover others only in part."""
+    wanted = ["rms", "max_abs", "displacement"]
+    whole = a360.plan(run, wanted).run(progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "BLOCK", 200)
+        earlier = a360.plan(run, wanted)
+        assert len(earlier.jobs) > 10
+        stop_after(patch, jobs)
+        with nullcontext() if jobs is None else pytest.raises(KeyboardInterrupt):
+            earlier.run(tmp_path / "m", progress=False)
+    plan = a360.plan(run, wanted)
+    table = plan.run(tmp_path / "m", progress=False)
+    pd.testing.assert_frame_equal(table, whole, rtol=1e-13)
+    sessions = a360.read_provenance(tmp_path / "m")["sessions"]
+    assert len(sessions) == (1 if jobs is None else 2)  # what is whole is not read again
+    assert sessions[-1]["bytes_read"] <= plan.nbytes

@@ -1,10 +1,17 @@
 """Opening runs: folders of every habit, the catalogue, and a Hub that answers or refuses."""
 
+import asyncio
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 
+import fsspec
 import pytest
 import torch
+from fsspec.asyn import AsyncFileSystem
 from safetensors.torch import save_file
 
 import analysis360 as a360
@@ -342,3 +349,78 @@ def test_a_run_in_an_object_store(tmp_path):
     Store().pipe_file(changed, Store().cat_file(changed) + b"0")
     with pytest.raises(StorageError, match="normal_ckpt_001.*changed"):
         a360.plan(run, wanted)
+
+
+# Object stores
+
+
+class Far(AsyncFileSystem):
+    """An object store; a listing of a checkpoint can be made to stall."""
+
+    protocol = "far"
+    cachable = False
+    objects: dict[str, bytes] = {}
+    stall, asked = False, threading.Event()
+
+    async def _find(self, path, maxdepth=None, withdirs=False, **_):
+        if self.stall and path.rpartition("/")[2] != "run":
+            self.asked.set()
+            await asyncio.sleep(30)
+        below = [p for p in self.objects if p == path or p.startswith(f"{path}/")]
+        return {p: {"name": p, "size": len(self.objects[p]), "type": "file"} for p in below}
+
+    async def _cat_file(self, path, start=None, end=None, **_):
+        return self.objects[path][start:end]
+
+
+@pytest.fixture
+def far(monkeypatch):
+    fsspec.register_implementation("far", Far, clobber=True)
+    monkeypatch.setattr(Far, "objects", {})
+    monkeypatch.setattr(Far, "asked", threading.Event())
+    return Far
+
+
+def test_object_store_is_opened_as_a_folder_is(far):
+    far.objects |= {
+        "b/run/analysis360.toml": b'[checkpoints]\nfolder = "./saved"\npattern = "at_{step}"',
+        "b/run/saved/at_2/model.safetensors": b"x" * 9,
+        "b/run/saved/at_10/model.safetensors": b"x" * 8,
+        "b/run/train.csv": b"step,loss",
+    }
+    run = a360.open_run("far://b/run/")
+    assert list(run.checkpoints["step"]) == [2, 10]
+    assert [c.uri for c in run.entries] == ["far://b/run/saved/at_2", "far://b/run/saved/at_10"]
+    assert all(c.revision.startswith("remote:") for c in run.entries)
+
+
+def test_one_object_may_be_a_run(far):
+    far.objects["b/run/at_7.pt"] = b"x" * 9
+    run = a360.open_run("far://b/run/at_7.pt", pattern="at_{step}.pt")
+    assert [(c.step, c.uri) for c in run.entries] == [(7, "far://b/run/at_7.pt")]
+
+
+def test_description_in_an_object_store_that_is_no_text(far):
+    far.objects["b/run/analysis360.toml"] = b'name = "\xff"'
+    with pytest.raises(FormatError, match="far://b/run/analysis360.toml: .*utf-8"):
+        a360.open_run("far://b/run")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to oneself")
+def test_ctrl_c_does_not_wait_for_a_listing_that_stalls(far, monkeypatch):
+    far.objects |= {f"b/run/step_{s}/model.safetensors": b"x" for s in range(3)}
+    monkeypatch.setattr(Far, "stall", True)
+
+    def press():
+        assert Far.asked.wait(10)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        a360.open_run("far://b/run")
+        pressing.join()
+    pressing.join()
+    assert time.monotonic() - began < 10

@@ -24,8 +24,8 @@ from analysis360.stats.tiles import TILE, exact, matrix
 __all__ = ["Step"]
 
 CHUNK = 1 << 22
-"""Elements that a worker takes at a time: half a block. Calls of a quarter of that cost a fifth more,
-as threads hand the interpreter's lock to each other."""
+"""Elements that a worker takes at a time: half a block. With a quarter of that calls cost a fifth
+more, as threads hand the interpreter's lock to each other."""
 
 
 class Step:

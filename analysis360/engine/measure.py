@@ -212,7 +212,7 @@ def _job(
 ) -> None:
     """Take one job through its checkpoints: each is read while the one before is computed."""
     held = Held(plan, work.job, work.until, buffers, under_way.steps)
-    steps = list(work.steps(plan))
+    steps, besides = list(work.steps(plan)), work.needs_besides(plan)
     for position, reads in steps:
         for _ in reads:
             if not flow.start():  # no room: what is being computed has to go first
@@ -221,6 +221,8 @@ def _job(
             held.add(read, buffer)
             session.read += read.nbytes
             bar.add(read.nbytes, read.pieces[0].name)
+        if besides:  # the plan counted that memory for one step
+            under_way.finish()
         held.complete(position)
         step = Step(plan, held, position, work.tasks.get(position, ()), pool)
         under_way.put(step, last=position == steps[-1][0])

@@ -447,8 +447,13 @@ def _assembled(made: Plan, job: Job, work: Work) -> int:
 
 
 def _workspace(made: Plan, job: Job) -> int:
-    """Workspace of the whole-matrix steps that may run at once."""
+    """Workspace of the whole-matrix steps of a checkpoint that may run at once."""
     spectra = [m for m in made.measures if isinstance(m, Whole)]
     shapes = [made.shape(name) for name in job.spans] if spectra else []
-    sizes = [m.workspace(s) for m in spectra for s in shapes if len(s) == m.ndim]
+    # A derived state is made of float32 copies of what is stored, and of one more of its own
+    copies = [len(of) + 1 if s not in STORED else 0 for s, of in made.made_of.items()]
+    sizes = [
+        m.workspace(s) + 4 * math.prod(s) * more
+        for m in spectra for s in shapes if len(s) == m.ndim for more in copies
+    ]  # fmt: skip
     return sum(sorted(sizes)[-workers() :])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from analysis360.core import TensorInfo
 from analysis360.engine import schedule
 from analysis360.engine.schedule import Block, Job, Piece, Place, Read
-from analysis360.results import Contents, Entry, Key
-from analysis360.stats import Accumulator
+from analysis360.results import Contents, Entry, Key, Spans
+from analysis360.stats import Accumulator, Whole
 
 __all__ = ["Task", "Work", "Works", "reads_of"]
 
-Done = Mapping[Key, tuple[int, ...]]
-"""First rows of the finished blocks of each key."""
+Done = Mapping[Key, Spans]
+"""Rows of the finished blocks of each key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,13 @@ class Work:
         for position in sorted(at):
             yield position, reads_of(self.job, position, contents.tensors[position], at[position])
 
+    def needs_besides(self, contents: Contents) -> bool:
+        """Whether steps take more than buffers: for a whole matrix, or to put parts together."""
+        tasks = (task for mine in self.tasks.values() for task in mine)
+        return any(isinstance(task.entry.measure, Whole) for task in tasks) or any(
+            len(contents.tensors[at][name, state].parts) > 1 for at, name, state in self.until
+        )
+
 
 class Works:
     """Works of the jobs of a plan, asked for one after the other.
@@ -58,7 +66,7 @@ class Works:
     Parameters
     ----------
     contents : Contents
-    done : mapping of key to first rows, optional
+    done : mapping of key to rows, optional
         What is finished already.
     """
 
@@ -113,7 +121,11 @@ class Works:
     def _blocks(self, entry: Entry, key: Key, blocks: tuple[Block, ...]) -> tuple[Block, ...]:
         done = self.done.get(key, ())
         if isinstance(entry.measure, Accumulator):
-            return tuple(b for b in blocks if b.start not in done) if done else blocks
+            if not done:
+                return blocks
+            if _are_whole(done, self.contents.rows(entry.name)):
+                return ()
+            return tuple(b for b in blocks if (b.start, b.stop) not in done)
         return () if done else (Block(entry.name, -1, 0, self.contents.rows(entry.name)),)
 
     def _uses(self, entries: Iterable[Entry]) -> dict[Place, int]:
@@ -129,6 +141,17 @@ class Works:
                     if place[1:] in self.contents.tensors[at]:
                         until[place] = max(entry.position, until.get(place, 0))
         return until
+
+
+@lru_cache(maxsize=256)
+def _are_whole(spans: Spans, rows: int) -> bool:
+    """Whether finished blocks make up a tensor, wherever it was cut."""
+    at = 0
+    for start, stop in spans:
+        if start != at:
+            return False
+        at = stop
+    return at == rows
 
 
 def reads_of(

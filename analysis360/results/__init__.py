@@ -8,10 +8,10 @@ checkpoints again. Reading it needs no torch.
 
 from analysis360.results.contents import Contents, Entry, Key, measure_key
 from analysis360.results.folder import load_table, read_provenance
-from analysis360.results.parts import Parts, write_json
+from analysis360.results.parts import Parts, Spans, write_json
 from analysis360.results.table import tabulate
 
 __all__ = [
-    "Contents", "Entry", "Key", "Parts", "load_table", "measure_key", "read_provenance", "tabulate",
-    "write_json",
+    "Contents", "Entry", "Key", "Parts", "Spans", "load_table", "measure_key", "read_provenance",
+    "tabulate", "write_json",
 ]  # fmt: skip

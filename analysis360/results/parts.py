@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from analysis360.errors import StorageError, TableError
 from analysis360.results.contents import Key
 
-__all__ = ["Parts", "write_json"]
+__all__ = ["Parts", "Spans", "write_json"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,10 @@ SCHEMA = pa.schema(
 )
 """One row is one accumulator over the rows `start:stop` of one tensor; `opt_step` is the optimizer
 step stored with the parameter, where there is one."""
+
+
+Spans = tuple[tuple[int, int], ...]
+"""Rows ``(start, stop)`` of several blocks, in order."""
 
 
 class Parts:
@@ -109,15 +113,15 @@ class Parts:
             paths = sorted((self.folder / "parts").glob("part-*.parquet"))
             yield from (t for p in paths if (t := _read_part(p, list(columns))) is not None)
 
-    def done(self) -> dict[Key, tuple[int, ...]]:
-        """First rows of the blocks that are there, of every key."""
-        found: dict[Key, tuple[int, ...]] = {}
-        same: dict[tuple[int, ...], tuple[int, ...]] = {}  # most keys have the same blocks
-        for table in self.tables([*KEYS, "start"]):
-            groups = table.group_by(list(KEYS)).aggregate([("start", "list")])
-            starts = groups["start_list"].to_pylist()
-            for key, mine in zip(zip(*(groups[name].to_pylist() for name in KEYS)), starts):
-                merged = tuple(sorted({*found.get(key, ()), *mine}))
+    def done(self) -> dict[Key, Spans]:
+        """Rows ``(start, stop)`` of the blocks that are there, of every key."""
+        found: dict[Key, Spans] = {}
+        same: dict[Spans, Spans] = {}  # most keys have the same blocks
+        for table in self.tables([*KEYS, "start", "stop"]):
+            groups = table.group_by(list(KEYS)).aggregate([("start", "list"), ("stop", "list")])
+            spans = zip(groups["start_list"].to_pylist(), groups["stop_list"].to_pylist())
+            for key, mine in zip(zip(*(groups[name].to_pylist() for name in KEYS)), spans):
+                merged = tuple(sorted({*found.get(key, ()), *zip(*mine)}))
                 found[key] = same.setdefault(merged, merged)
         return found
 

@@ -33,6 +33,7 @@ NUMBERS = ("opt_step", "beta1", "beta2", "eps", "lr", "lr_sum", "weight_decay")
 ORDER = ["run", "branch", "step", "number", "layer", "name", "module", "state", "against"]
 
 Place = tuple[int, str, str, str]  # checkpoint, name, state, against
+Ints = npt.NDArray[np.intp]
 Fields = dict[str, tuple[Values, npt.NDArray[np.bool_]]]  # by row, and where there is one
 
 
@@ -124,11 +125,9 @@ def _blocks(
     of = np.array([groups.setdefault(key, len(groups)) for key in keys], dtype=np.intp)
     sums = np.full((len(groups), len(measure.fields)), np.nan)
     steps, covered = np.full(len(groups), np.nan), np.zeros(len(groups), dtype=np.int64)
-    code, start = _codes(table, groups), table["start"].to_numpy()
-    order = np.lexsort((start, code))
-    again = np.zeros(len(order), bool)  # a block that is there twice counts once
-    again[1:] = (np.diff(code[order]) == 0) & (np.diff(start[order]) == 0)
-    order = order[(code[order] >= 0) & ~again]
+    code = _codes(table, groups)
+    start, stop = table["start"].to_numpy(), table["stop"].to_numpy()
+    order = _once(code, start, stop, {groups[key]: length for key, length in zip(keys, lengths)})
     if len(order):
         code = code[order]
         first = np.flatnonzero(np.diff(code, prepend=-1)).astype(np.intp)
@@ -139,9 +138,41 @@ def _blocks(
             whole = isinstance(measure, Whole)
             sums[there] = values[first] if whole else merge(measure.fields, values, first)
         steps[there] = table["opt_step"].to_numpy()[order][first]
-        length = (table["stop"].to_numpy() - table["start"].to_numpy())[order]
-        covered[there] = np.add.reduceat(length, first)
+        covered[there] = np.add.reduceat((stop - start)[order], first)
     return sums[of], steps[of], covered[of] == np.asarray(lengths, dtype=np.int64)
+
+
+def _once(code: Ints, start: Ints, stop: Ints, lengths: Mapping[int, int]) -> Ints:
+    """Places of the rows that count: those of each group in order, each stretch of a tensor once.
+
+    A block may be there twice, and an earlier version may have cut tensors into other blocks.
+    """
+    order = np.lexsort((-stop, start, code))
+    order = order[code[order] >= 0]
+    same = np.diff(code[order], prepend=-1) == 0
+    again = same & (np.diff(start[order], prepend=0) == 0) & (np.diff(stop[order], prepend=0) == 0)
+    order, same = order[~again], same[~again]
+    overlap = same.copy()
+    overlap[1:] &= start[order][1:] < stop[order][:-1]
+    dropped: set[int] = set()
+    for group in np.unique(code[order][overlap]):
+        mine = order[code[order] == group]
+        dropped |= {*mine.tolist()} - {*_path(mine, start, stop, lengths[int(group)])}
+    kept: Ints = order[~np.isin(order, list(dropped))]
+    return kept
+
+
+def _path(rows: Ints, start: Ints, stop: Ints, length: int) -> list[int]:
+    """Rows, out of some that overlap, that follow each other from the start to the end."""
+    onward: dict[int, int] = {}  # from a row of the tensor to the block that leads to its end
+    for row in rows[::-1].tolist():
+        if stop[row] == length or int(stop[row]) in onward:
+            onward[int(start[row])] = row
+    found, at = [], 0
+    while at in onward and at < length:
+        found.append(onward[at])
+        at = int(stop[onward[at]])
+    return found
 
 
 def _codes(table: pa.Table, groups: Mapping[Key, int]) -> npt.NDArray[np.intp]:

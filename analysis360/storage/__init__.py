@@ -117,13 +117,9 @@ def _fsspec(uri: str, scheme: str, revision: str | None, files: Mapping[str, int
     from analysis360.storage.fsspec_store import FsspecStore, is_known
 
     if not is_known(scheme):
-        known = "a path, file, hf, http, https, memory, and those of fsspec"
-        raise StorageError(f"{uri}: unknown scheme {scheme!r}; known: {known}")
-    store = FsspecStore(uri, files=files)
-    if revision is not None and revision.startswith("remote:"):
-        now = store.fingerprint()
-        if now != revision:
-            raise StorageError(
-                f"{uri}: files were changed since it was opened as {revision}; now it is {now}"
-            )
+        schemes = "a path, file, hf, http, https, memory, and those of fsspec"
+        raise StorageError(f"{uri}: unknown scheme {scheme!r}; known: {schemes}")
+    known = revision is not None and revision.startswith("remote:")
+    store = FsspecStore(uri, files=files, revision=revision if known else None)
+    store.check()
     return store

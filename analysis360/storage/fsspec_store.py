@@ -77,6 +77,9 @@ class FsspecStore(Store):
         Paths and sizes if known; listed otherwise.
     attempts, backoff
         See `HttpRanges`.
+    revision : str, optional
+        A `fingerprint` that the files must have: looked up by `check`, and before the first read
+        after the store was opened or closed.
     timeout : float
         Seconds after which a request of 16 MiB or a listing counts as failed, where the file system
         is an asynchronous one, as those of object stores are.
@@ -94,6 +97,7 @@ class FsspecStore(Store):
         uri: str,
         *,
         files: Mapping[str, int] | None = None,
+        revision: str | None = None,
         attempts: int = 6,
         backoff: float = 0.5,
         timeout: float = 120.0,
@@ -106,7 +110,8 @@ class FsspecStore(Store):
         self._infos: dict[str, Mapping[str, Any]] | None = None
         self._is_file: bool | None = None
         self._root_is_file = False
-        self._listed = threading.Lock()
+        self._revision, self._checked = revision, revision is None
+        self._listed, self._checking = threading.Lock(), threading.Lock()
         self._interrupted = threading.Event()
         self._waited = _Waited()
         self._retried = Tally()
@@ -125,6 +130,32 @@ class FsspecStore(Store):
         told = sorted((path, _told(info, _STRONG, _WEAK)) for path, info in self._listing().items())
         told = [entry for entry in told if holds_tensors(entry[0])] or told
         return f"remote:{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the address is that of one file."""
+        self._listing()
+        return self._root_is_file
+
+    def check(self) -> None:
+        """See that the files are those of the revision; asked once until `close`.
+
+        Raises
+        ------
+        StorageError
+            If they were changed, or the listing can't be had.
+        """
+        with self._checking:
+            if self._checked:
+                return
+            self._infos = None
+            now = self.fingerprint()
+            if now != self._revision:
+                raise StorageError(
+                    f"{self.uri}: files were changed since it was opened as {self._revision}; "
+                    f"now it is {now}"
+                )
+            self._checked = True
 
     def identity(self, path: str) -> str | None:
         """Address and ETag (generation, MD5) as listed; None where the listing tells none."""
@@ -173,6 +204,7 @@ class FsspecStore(Store):
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:  # noqa: D102
         self.check_range(path, offset, len(buffer))
+        self.check()
         place = self._place(path)
         for low in range(0, len(buffer), _PIECE):
             piece = buffer[low : low + _PIECE]
@@ -230,6 +262,7 @@ class FsspecStore(Store):
     def close(self) -> None:
         """See `Store.close`; connections are fsspec's, which shares them among its users."""
         self._interrupted = threading.Event()
+        self._checked = self._revision is None
 
 
 class _Waited:

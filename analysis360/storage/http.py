@@ -29,6 +29,7 @@ _HOPS = 5
 BUSY = {408, 429, 500, 502, 503, 504}
 _REFUSED = {401, 403, 410}
 _MOVED = {301, 302, 303, 307, 308}
+_OTHER = (OSError, ValueError)  # of the connection; of an address that is none
 _PROGRESS = 65_536  # bytes after which earlier failures are forgotten
 
 
@@ -216,13 +217,13 @@ class _Range:
                 continue
             except StorageError:  # says it all already
                 raise
-            except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            except (urllib3.exceptions.HTTPError, http.client.HTTPException, *_OTHER) as error:
                 if not is_transient(error):
                     raise self.wrong(f"{error}") from error
                 reason, wait = f"{type(error).__name__}: {error}", None
             if self.done - before >= _PROGRESS:
                 self.patience.progress()
-                self.renewed = False
+                self.hops, self.renewed = 0, False
             if self.done < len(self.buffer):
                 self.patience.failed(reason, wait)
 
@@ -251,6 +252,8 @@ class _Range:
             if got == 0:
                 return
             self.done += got
+        if response.status == 200 and body.read(1):  # a body without a length may be any length
+            raise self.wrong(f"listed with {self.size} bytes, has more")
         if body is not response and body.isclosed():
             response.length_remaining = 0
 

@@ -138,17 +138,19 @@ class HubStore(HttpRanges):
 
     def _check_commit(self, path: str, said: Mapping[str, str]) -> None:
         commit = said.get("X-Repo-Commit")
-        if commit and self._commit and commit != self._commit:
+        with self._lock:  # two files may be resolved at once
+            self._commit = first = self._commit or commit
+        if commit and commit != first:
             raise StorageError(
-                f"{self.uri}: {path}: {self.revision} moved from commit {self._commit} to {commit} "
+                f"{self.uri}: {path}: {self.revision} moved from commit {first} to {commit} "
                 "while it was read; open it by commit hash"
             )
-        self._commit = commit or self._commit
 
     def _check_size(self, path: str, said: Mapping[str, str]) -> None:
-        size, listed = said.get("X-Linked-Size") or said.get("Content-Length"), self.files()[path]
-        # A redirect without X-Linked-Size tells the length of its own, empty body.
-        if size is not None and size != str(listed) and not ("Location" in said and size == "0"):
+        size, listed = said.get("X-Linked-Size"), self.files()[path]
+        if size is None and "Location" not in said:  # a redirect tells the length of its own body
+            size = said.get("Content-Length")
+        if size is not None and size != str(listed):
             raise StorageError(f"{self.uri}: {path}: listed with {listed} bytes, has {size}")
 
 

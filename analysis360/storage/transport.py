@@ -214,5 +214,5 @@ def wait_asked(headers: Mapping[str, str]) -> float | None:
 
 def is_transient(error: Exception) -> bool:
     """Whether trying again may help: not if the certificate or the address itself is wrong."""
-    wrong = (urllib3.exceptions.LocationValueError, urllib3.exceptions.InvalidHeader)
+    wrong = (ValueError, urllib3.exceptions.LocationValueError, urllib3.exceptions.InvalidHeader)
     return not isinstance(error, wrong) and "CERTIFICATE_VERIFY_FAILED" not in str(error)

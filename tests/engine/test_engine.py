@@ -382,7 +382,7 @@ def test_interrupt_keeps_what_is_done(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         plan.run(tmp_path / "m", progress=False)
     begun = {
-        (key[2], start) for key, starts in Parts(tmp_path / "m").done().items() for start in starts
+        (key[2], rows) for key, spans in Parts(tmp_path / "m").done().items() for rows in spans
     }
     assert 2 <= len(begun) < sum(len(job.blocks) for job in plan.jobs)
     monkeypatch.setattr(measure, "_job", real)

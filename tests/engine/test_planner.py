@@ -201,3 +201,12 @@ def test_buffers_all_come_back(tmp_path, monkeypatch):
         progress=False
     )
     assert [b.out for b in seen] == [0]
+
+
+def test_spectra_of_a_derived_state_count_its_copies(tmp_path):
+    """The update is made of two float32 matrices in a third, above what the stored weight takes."""
+    shapes = {"model.layers.0.mlp.up_proj.weight": (300, 200)}
+    run = a360.open_run(small_run(tmp_path / "r", shapes=shapes, last=0))
+    stored = a360.plan(run, ["spectral_norm"], against=()).totals["work"]
+    derived = a360.plan(run, ["spectral_norm"], states=["update"], against=()).totals["work"]
+    assert derived - stored == 3 * 4 * 300 * 200

@@ -261,3 +261,43 @@ def test_connections_are_forgotten_when_they_close():
         assert 1 <= len(sockets) <= 4
         store.close()
         assert len(sockets) == 0
+
+
+# Answers that are not what they seem
+
+
+@contextlib.contextmanager
+def answering(status, headers, body=b""):
+    """A store of one file of ten bytes, and a server that always says the same."""
+
+    class Handler(Quiet):
+        def do_GET(self):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = headers.get("Connection") == "close"
+
+    with running(Handler) as server:
+        root = f"http://127.0.0.1:{server.server_port}/"
+        with HttpStore(root, files={"a.bin": 10}, backoff=0.01) as store:
+            yield store
+
+
+def test_whole_file_of_unknown_length_must_end_where_the_listing_says():
+    for said, body in (
+        ({"Connection": "close"}, b"%b"),
+        ({"Transfer-Encoding": "chunked"}, b"a\r\n%b\r\n0\r\n\r\n"),
+    ):
+        with answering(200, said, body.replace(b"%b", b"0123456789")) as store:
+            assert store.read("a.bin", 0, 10) == b"0123456789"
+    with answering(200, {"Connection": "close"}, b"0123456789abc") as store:
+        with pytest.raises(StorageError, match=r"a\.bin: bytes 0…10: .*10 bytes, has more"):
+            store.read("a.bin", 0, 10)
+
+
+def test_redirect_to_what_is_no_address_is_said_at_once():
+    with answering(302, {"Location": "http://[bad", "Content-Length": "0"}) as store:
+        with pytest.raises(StorageError, match=r"a\.bin: bytes 0…10: Invalid.*attempt 1"):
+            store.read("a.bin", 0, 10)

@@ -7,6 +7,7 @@ import torch
 from hub_server import Fault, HubServer, serve_run
 from huggingface_hub import HfApi, constants, hf_hub_download
 from safetensors.torch import save_file
+from servers import Quiet, running
 
 from analysis360.errors import RunNotFound, StorageError
 from analysis360.formats import index_checkpoint
@@ -191,10 +192,10 @@ def test_stalled_server_times_out_and_is_asked_again(server):
     with HubStore(
         REPO, "main", files={FILE: len(DATA)}, endpoint=server.endpoint, timeout=0.2, backoff=0.001
     ) as store:
-        server.faults = [Fault("stall", seconds=0.6)]
+        server.faults = [Fault("stall", seconds=30.0)]
         start = time.monotonic()
         assert store.read(FILE, 0, 10) == DATA[:10]
-        assert time.monotonic() - start < 0.6
+        assert time.monotonic() - start < 10
 
 
 def test_gives_up_with_repository_file_range_status_and_attempts(server, store):
@@ -276,7 +277,7 @@ def test_interrupt_ends_a_stall_at_once(server, store, fault):
         for read in reads:
             with pytest.raises(StorageError, match=f"{FILE}.*: interrupted"):
                 read.result(timeout=10)
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 10
     server.faults = []
     with pytest.raises(StorageError, match="interrupted"):
         store.read(FILE, 0, 10)
@@ -453,3 +454,19 @@ def test_the_hubs_own_client_works_against_the_double(server, tmp_path):
     path = hf_hub_download(REPO, FILE, endpoint=server.endpoint, cache_dir=tmp_path / "cache")
     with open(path, "rb") as file:
         assert file.read() == DATA
+
+
+def test_mirror_whose_redirect_has_a_page_of_its_own():
+    class Mirror(Quiet):
+        def do_HEAD(self):
+            self.send_response(302)
+            self.send_header("Location", "http://elsewhere.invalid/a.bin")
+            self.send_header("Content-Length", "154")
+            self.end_headers()
+
+    with running(Mirror) as mirror:
+        endpoint = f"http://127.0.0.1:{mirror.server_port}"
+        store = HubStore(REPO, "main", files={"a.bin": 10}, endpoint=endpoint, token="secret")
+        target = store.locate("a.bin")
+    assert target.url == "http://elsewhere.invalid/a.bin" and target.signed
+    assert "Authorization" not in target.headers
