@@ -23,7 +23,7 @@ import torch
 import analysis360.stats as stats
 from analysis360.engine import compute
 from analysis360.stats import Accumulator, accumulators, compiled, merge
-from analysis360.stats.tiles import TILE, exact
+from analysis360.stats.tiles import TILE, exact, sharing
 from benchmarks.common import machine, progress, spread
 
 Arrays = Mapping[str, torch.Tensor]
@@ -155,8 +155,9 @@ def by_torch(measures: Sequence[Accumulator], arrays: Arrays) -> list[Any]:
             name: exact(array[start : start + TILE], slot=f"tile {i}")
             for i, (name, array) in enumerate(arrays.items())
         }
-        for rows, measure in zip(found, measures):
-            rows.append(measure.function(**{n: (tile | SCALARS)[n] for n in measure.inputs}))
+        with sharing():
+            for rows, measure in zip(found, measures):
+                rows.append(measure.function(**{n: (tile | SCALARS)[n] for n in measure.inputs}))
     return [torch.stack(rows).numpy() for rows in found]
 
 

@@ -19,7 +19,7 @@ from analysis360.errors import StatisticError
 from analysis360.results import Entry
 from analysis360.stats import STORED, Accumulator, Whole, compiled, merge, states
 from analysis360.stats.base import Values
-from analysis360.stats.tiles import TILE, exact, matrix
+from analysis360.stats.tiles import TILE, exact, matrix, sharing
 
 __all__ = ["Step"]
 
@@ -145,8 +145,9 @@ class _Piece:
         found: list[list[torch.Tensor]] = [[] for _ in which]
         for start in range(self.start, self.stop, size) if which else ():
             tile = _Tile(self.plan, self.held, self.block.name, start, min(start + size, self.stop))
-            for results, i in zip(found, which):
-                results.append(_call(self.plan, self.entries[i], tile))
+            with sharing():
+                for results, i in zip(found, which):
+                    results.append(_call(self.plan, self.entries[i], tile))
         return found
 
     def _compiled(self, group: Sequence[int]) -> dict[int, Values]:

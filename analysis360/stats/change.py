@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import accumulator, statistic
-from analysis360.stats.tiles import magnitude, scratch
+from analysis360.stats.moments import norm_sq
+from analysis360.stats.tiles import count_zeros, magnitude, once, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,10 @@ def difference_sums(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tens
     """
     import torch
 
-    d = torch.sub(tensor, reference, out=scratch(tensor, "difference"))
+    d = _difference(tensor, reference)
     diff_sq = torch.dot(d, d)
-    cross = torch.dot(d, reference).mul_(2).add_(diff_sq)
-    values = (diff_sq, cross, torch.dot(tensor, tensor), torch.dot(reference, reference))
-    return torch.stack(values)
+    cross = torch.add(diff_sq, torch.dot(d, reference), alpha=2)
+    return torch.stack([diff_sq, cross, norm_sq(tensor), torch.dot(reference, reference)])
 
 
 @accumulator({"unchanged": "sum", "pair_count": "sum", "diff_max": "max"})
@@ -46,14 +46,22 @@ def change_counts(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
     """How many elements are equal (a NaN equals nothing), and the largest change of one."""
     import torch
 
-    d = torch.sub(tensor, reference, out=scratch(tensor, "difference"))
+    d = _difference(tensor, reference)
     largest = magnitude(d)
     if tensor.device.type == "cpu" and math.isfinite(largest.item()):
-        changed = torch.count_nonzero(d)
+        unchanged = count_zeros(d)
     else:  # equal infinities have no difference; comparing is slow on a CPU
-        changed = torch.count_nonzero(tensor != reference)
-    unchanged = (d.numel() - changed).to(torch.float64)
+        unchanged = (tensor == reference).sum().to(torch.float64)
     return torch.stack([unchanged, torch.full_like(largest, d.numel()), largest])
+
+
+def _difference(tensor: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    def make() -> torch.Tensor:
+        return torch.sub(tensor, reference, out=scratch(tensor, "difference"))
+
+    return once("difference", (tensor, reference), make)
 
 
 def _chord_sq(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -> float:

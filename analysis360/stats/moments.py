@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import accumulator, statistic
-from analysis360.stats.tiles import magnitude, scratch
+from analysis360.stats.tiles import count_zeros, magnitude, once, scratch
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +26,8 @@ def norm_sums(tensor: torch.Tensor) -> torch.Tensor:
     """Sum, sum of squares and the largest magnitude."""
     import torch
 
-    total = tensor.sum()
-    values = (
-        torch.full_like(total, tensor.numel()), total, torch.dot(tensor, tensor), magnitude(tensor),
-    )  # fmt: skip
+    total, square_sum = _total(tensor), norm_sq(tensor)
+    values = (torch.full_like(total, tensor.numel()), total, square_sum, magnitude(tensor))
     return torch.stack(values)
 
 
@@ -40,13 +38,23 @@ def norm_sums(tensor: torch.Tensor) -> torch.Tensor:
 def moment_sums(tensor: torch.Tensor) -> torch.Tensor:
     """Central moments about the tile's mean.
 
-    Values are centred before they are squared: the variance of gains near 1, taken as a difference
-    of sums, loses its digits.
+    Where the mean is small beside the spread, sums of powers give them without losing digits. Else
+    values are centred before they are squared: the variance of gains near 1, taken as a difference
+    of sums, would be wrong.
     """
     import torch
 
-    n = tensor.numel()
-    centre = tensor.sum() / n
+    n, total = tensor.numel(), _total(tensor)
+    if tensor.device.type == "cpu":  # where reading numbers back costs nothing
+        mean, second = total.item() / n, norm_sq(tensor).item()
+        if n * mean**2 < 0.25 * second:
+            square = torch.mul(tensor, tensor, out=scratch(tensor, "square"))
+            third, fourth = torch.dot(square, tensor).item(), torch.dot(square, square).item()
+            m2 = second - n * mean**2
+            m3 = third - 3 * mean * second + 2 * n * mean**3
+            m4 = fourth - 4 * mean * third + 6 * mean**2 * second - 3 * n * mean**4
+            return torch.tensor([n, mean, m2, m3, m4], dtype=torch.float64)
+    centre = total / n
     d = torch.sub(tensor, centre, out=scratch(tensor, "deviation"))
     square = torch.mul(d, d, out=scratch(tensor, "square"))
     values = (
@@ -61,9 +69,20 @@ def value_counts(tensor: torch.Tensor) -> torch.Tensor:
     """Counts of exact zeros, and of NaN and infinities."""
     import torch
 
-    n, total = tensor.numel(), tensor.sum()
-    zeros = (n - torch.count_nonzero(tensor)).to(torch.float64)
-    return torch.stack([torch.full_like(total, n), zeros, _nonfinite(tensor, total)])
+    total = _total(tensor)
+    counted = torch.full_like(total, tensor.numel())
+    return torch.stack([counted, count_zeros(tensor), _nonfinite(tensor, total)])
+
+
+def _total(tensor: torch.Tensor) -> torch.Tensor:
+    return once("total", (tensor,), tensor.sum)
+
+
+def norm_sq(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of squares."""
+    import torch
+
+    return once("norm_sq", (tensor,), lambda: torch.dot(tensor, tensor))
 
 
 def _nonfinite(tensor: torch.Tensor, total: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TILE", "exact", "magnitude", "matrix", "scratch"]
+__all__ = ["TILE", "count_zeros", "exact", "magnitude", "matrix", "once", "scratch", "sharing"]
 
 TILE = 1 << 18
 """Elements of a tile: two megabytes in float64. Larger ones fall out of the cache; with smaller
@@ -41,7 +43,44 @@ def scratch(like: torch.Tensor, slot: str, dtype: torch.dtype | None = None) -> 
     buffers: dict[str, torch.Tensor] = _kept.__dict__.setdefault("buffers", {})
     if slot not in buffers:
         buffers[slot] = torch.empty(TILE, dtype=dtype)
-    return buffers[slot][: like.numel()]
+    buffer = buffers[slot]
+    return buffer if like.numel() == TILE else buffer[: like.numel()]
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Within it, accumulators that need the same of the same tile take it once, see `once`.
+
+    For one thread, and for tiles that stay as they are until its end.
+    """
+    _kept.shared = {}
+    try:
+        yield
+    finally:
+        del _kept.shared
+
+
+def once(what: str, of: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What `make` gives, or gave for the same tensors if that was the last `what` made.
+
+    Only the last is kept, so `make` may write to a scratch slot of that name. Outside of `sharing`
+    it is made each time.
+
+    Parameters
+    ----------
+    what : str
+        Name of the intermediate result.
+    of : tuple of torch.Tensor
+        All that it depends on.
+    make : callable
+    """
+    shared: dict[str, tuple[tuple[int, ...], torch.Tensor]] | None = _kept.__dict__.get("shared")
+    if shared is None:
+        return make()
+    key = tuple(id(tensor) for tensor in of)
+    if what not in shared or shared[what][0] != key:
+        shared[what] = (key, make())
+    return shared[what][1]
 
 
 def exact(x: torch.Tensor, slot: str = "tile") -> torch.Tensor:
@@ -66,3 +105,10 @@ def magnitude(x: torch.Tensor) -> torch.Tensor:
 
     low, high = torch.aminmax(x)
     return torch.maximum(high, -low)
+
+
+def count_zeros(x: torch.Tensor) -> torch.Tensor:
+    """How many elements are zero, in float64: comparing into booleans takes three times as long."""
+    import torch
+
+    return torch.eq(x, 0, out=scratch(x, "zeros")).sum()
