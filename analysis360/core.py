@@ -83,6 +83,9 @@ class Part:
         ``(start, stop)`` in elements.
     box : tuple of tuple of int, optional
         ``(start, stop)`` for each dimension. Exactly one of `flat` and `box` is given.
+    stride : tuple of int, optional
+        Of a `box` that is stored as a strided view: elements from one index to the next, for each
+        dimension. The bytes are then the span from the first to the last of its elements.
     """
 
     file: str
@@ -91,6 +94,26 @@ class Part:
     dtype: str
     flat: tuple[int, int] | None = None
     box: tuple[tuple[int, int], ...] | None = None
+    stride: tuple[int, ...] | None = None
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Number of elements in each dimension of the box, or of the flat range."""
+        if self.flat is not None:
+            return (self.flat[1] - self.flat[0],)
+        return tuple(b - a for a, b in self.box or ())
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of the tensor that it holds."""
+        return math.prod(self.sides)
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the bytes of a row lie between those of others, as in a transposed matrix."""
+        if self.stride is None or not self.stride:
+            return False
+        return self.stride[0] < _span(self.sides[1:], self.stride[1:])
 
     def rows(self, shape: tuple[int, ...], start: int, stop: int) -> Part | None:
         """Cut to the rows ``start:stop`` of a tensor of `shape`; None if nothing is left.
@@ -111,16 +134,25 @@ class Part:
         assert self.box is not None
         if not self.box:  # a scalar has one row
             return self if start == 0 < stop else None
-        first, width = self.box[0], math.prod(b - a for a, b in self.box[1:])
+        first, sides = self.box[0], self.sides
         low, high = max(first[0], start), min(first[1], stop)
         if low >= high:
             return None
+        stride = self.stride or (math.prod(sides[1:]),)
+        held = (high - low) * stride[0]
+        if self.stride is not None:
+            held = _span((high - low, *sides[1:]), self.stride)
         return replace(
             self,
-            offset=self.offset + (low - first[0]) * width * size,
-            nbytes=(high - low) * width * size,
+            offset=self.offset + (low - first[0]) * stride[0] * size,
+            nbytes=held * size,
             box=((low, high), *self.box[1:]),
         )
+
+
+def _span(sides: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a strided view, both included."""
+    return 1 + sum((n - 1) * s for n, s in zip(sides, stride, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +190,11 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Stored bytes."""
         return sum(part.nbytes for part in self.parts)
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the bytes are not the elements in C order, and have to be put together."""
+        return len(self.parts) > 1 or any(part.stride is not None for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,12 @@ def open_run(
     repository = text.removeprefix("hf://")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not text.startswith((".", "/")):
         return _open_hub(repository, {}, asked)
+    if "://" in text:
+        kind = "has no list of its files" if text.startswith("http") else "is no hf://owner/name"
+        raise RunNotFound(
+            f"{text} {kind}; open a folder, a Hub repository by owner/name (its branches and tags "
+            "are the checkpoints), or a folder of an object store such as s3://bucket/run"
+        )
     near = Registry[str]("run", RunNotFound)
     for name in _catalogue():
         near.add(name, name)

@@ -141,6 +141,9 @@ def read_tensor(store: Store, tensor: TensorInfo) -> np.ndarray[Any, Any]:
     found = np.zeros(tensor.shape, dtype)
     for part in tensor.parts:
         values = np.frombuffer(store.read(part.file, part.offset, part.nbytes), dtype)
+        if part.stride is not None:
+            steps = [s * dtype.itemsize for s in part.stride]
+            values = np.lib.stride_tricks.as_strided(values, part.sides, steps, writeable=False)
         if part.flat is not None:
             found.reshape(-1)[slice(*part.flat)] = values
         elif part.box is not None:

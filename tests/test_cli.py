@@ -128,7 +128,7 @@ def test_cache_options_reach_the_run(run: str, tmp_path: Path, capsys: Capture) 
     assert cache.is_dir()
     capsys.readouterr()
     assert main([*asked, "--cache-dir", str(cache), "--cache-size", "lots"]) == 1
-    assert "'lots' is not a size" in capsys.readouterr().err
+    assert "cache_size='lots' is not a size" in capsys.readouterr().err
 
 
 @pytest.mark.pages

@@ -394,6 +394,18 @@ def test_object_store_is_opened_as_a_folder_is(far):
     assert all(c.revision.startswith("remote:") for c in run.entries)
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("https://host/run/", "https://host/run/ has no list of its files; open a folder"),
+        ("hf://LLM360/K2@main", "hf://LLM360/K2@main is no hf://owner/name.*branches and tags"),
+    ],
+)
+def test_addresses_that_are_no_run(uri, said):
+    with pytest.raises(RunNotFound, match=said):
+        a360.open_run(uri)
+
+
 def test_one_object_may_be_a_run(far):
     far.objects["b/run/at_7.pt"] = b"x" * 9
     run = a360.open_run("far://b/run/at_7.pt", pattern="at_{step}.pt")

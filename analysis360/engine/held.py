@@ -59,7 +59,7 @@ class Held:
             start = read.lead + piece.part.offset - read.offset
             raw = buffer[start : start + piece.part.nbytes]
             place = (read.checkpoint, piece.name, piece.state)
-            self._parts.setdefault(place, []).append((piece.part, _as_dtype(raw, piece.part.dtype)))
+            self._parts.setdefault(place, []).append((piece.part, _values(raw, piece.part)))
             if place not in users:
                 users.add(place)
                 self._lies_in.setdefault(place, []).append(id(buffer))
@@ -73,11 +73,12 @@ class Held:
                 self._steps[place[0], place[1]] = float(parts[0][1].reshape(-1)[0])
                 self._forget(place)
                 continue
-            tensor = parts[0][1] if len(parts) == 1 else self._assemble(place, parts)
+            direct = len(parts) == 1 and parts[0][0].stride is None
+            tensor = parts[0][1] if direct else self._assemble(place, parts)
             if self._copies is not None:
                 tensor = self._copies.start(tensor)
             self._tensors[place] = tensor
-            if len(parts) > 1 or self._copies is not None:
+            if not direct or self._copies is not None:
                 self._copied.append(place)
         if self._copies is None:
             self._settle()
@@ -169,6 +170,12 @@ class _Copies:
     def wait(self) -> None:
         """Until all copies are done, and their sources may be written over."""
         self._stream.synchronize()
+
+
+def _values(raw: torch.Tensor, part: Part) -> torch.Tensor:
+    """Elements of a part, of its box's shape if it is stored as a strided view."""
+    values = _as_dtype(raw, part.dtype)
+    return values if part.stride is None else values.as_strided(part.sides, part.stride)
 
 
 def _as_dtype(raw: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -43,7 +43,7 @@ def run_plan(
     cache_size: float | str,
 ) -> pd.DataFrame:
     """Do what `Plan.run` says."""
-    cache = None if cache_dir is None else (cache_dir, nbytes(cache_size))
+    cache = None if cache_dir is None else (cache_dir, nbytes(cache_size, "cache_size"))
     folder = None if path is None else Path(path)
     with ExitStack() as stack:
         if folder is not None:

@@ -51,8 +51,8 @@ _UNITS = {
 }  # fmt: skip
 
 
-def nbytes(memory: float | str) -> int:
-    """Read a size such as ``"16 GB"`` (decimal) or ``"1 GiB"``.
+def nbytes(memory: float | str, name: str = "memory") -> int:
+    """Read the size `name`, such as ``"16 GB"`` (decimal) or ``"1 GiB"``.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def nbytes(memory: float | str) -> int:
     try:
         return int(float(digits) * _UNITS[text[len(digits) :]])
     except (KeyError, ValueError):
-        raise MemoryBudgetError(f"memory={memory!r} is not a size such as '16 GB'") from None
+        raise MemoryBudgetError(f"{name}={memory!r} is not a size such as '16 GB'") from None
 
 
 def workers() -> int:
@@ -108,8 +108,8 @@ def plan(
         the same tokens, the fork point.
     memory : float or str
         Private host memory for reading and measuring, above what the process holds already, in
-        bytes or as ``"16 GB"``. The table that is made at the end comes on top: about 1.5 kB for
-        each stored sum of a block.
+        bytes or as ``"16 GB"``. The table that is made at the end comes on top: about 0.3 kB for
+        each stored row of sums.
     device : str
         ``"cpu"`` or a CUDA device.
     compiled : bool, optional
@@ -402,6 +402,12 @@ def _with_jobs(made: Plan) -> Plan:
             order.setdefault(tensor.name, tensor.shape)
     spectra = [m for m in made.measures if isinstance(m, Whole)]
     whole = {n for n, shape in order.items() if any(m.ndim == len(shape) for m in spectra)}
+    whole |= {  # the bytes of its rows lie between each other: taken by rows, each is read often
+        name
+        for mine in made.tensors
+        for (name, _), t in mine.items()
+        if any(part.interleaved for part in t.parts)
+    }
     return replace(made, jobs=tuple(Job(cut) for cut in schedule.group(order, whole)))
 
 
@@ -436,11 +442,11 @@ def _budgeted(made: Plan) -> Plan:
 
 
 def _assembled(made: Plan, job: Job, work: Work) -> int:
-    """Bytes of tensors that lie in several parts and are put together in memory of their own."""
+    """Bytes of tensors that lie scattered and are put together in memory of their own."""
     found = 0
     for position, name, state in work.until:
         tensor = made.tensors[position][name, state]
-        if len(tensor.parts) > 1:
+        if tensor.scattered:
             start, stop = job.spans[name]
             found += math.prod(tensor.shape[1:]) * (stop - start) * DTYPE_BYTES[tensor.dtype]
     return found

@@ -56,7 +56,7 @@ class Work:
         """Whether steps take more than buffers: for a whole matrix, or to put parts together."""
         tasks = (task for mine in self.tasks.values() for task in mine)
         return any(isinstance(task.entry.measure, Whole) for task in tasks) or any(
-            len(contents.tensors[at][name, state].parts) > 1 for at, name, state in self.until
+            contents.tensors[at][name, state].scattered for at, name, state in self.until
         )
 
 

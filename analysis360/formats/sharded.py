@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
 
-__all__ = ["base_name", "check_shard", "own_files", "parse_json", "shards_of"]
+__all__ = ["base_name", "check_shard", "is_trainers", "own_files", "parse_json", "shards_of"]
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the limit of the reference implementation too
 _FOLDERS = {"model", "weights", "optimizer", "optim", "optimizer_state", "model_state"}
+
+
+_TRAINERS = re.compile(
+    r"(.*/)?(mp_rank_\d+(_\d+)*/.*\.pt|(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
+    r"|(zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt|layer_\d+-model_\d+-model_states\.pt"
+    r"|zero/.*\.pt|__\d+_\d+\.distcp)"
+)
+
+
+def is_trainers(path: str) -> bool:
+    """Whether a file is one rank's piece as Megatron or DeepSpeed write them, no file of its own.
+
+    Examples
+    --------
+    >>> is_trainers("mp_rank_00_001/model_optim_rng.pt"), is_trainers("model.pt")
+    (True, False)
+    """
+    return _TRAINERS.fullmatch(path) is not None
 
 
 def base_name(path: str) -> str:

@@ -27,7 +27,7 @@ from analysis360.formats.inert import (
     plain_key,
 )
 
-__all__ = ["unpickle"]
+__all__ = ["CutShort", "storages_in", "unpickle", "unpickle_many"]
 
 _MARK = object()
 
@@ -61,15 +61,73 @@ def unpickle(data: bytes, where: str) -> Any:
     >>> unpickle(pickle.dumps({"a": [1, 2.5], "b": Hostile()}, protocol=2), "example")["b"].args
     ('echo harm',)
     """
+    found, _ = unpickle_many(data, 1, where)
+    return found[0]
+
+
+class CutShort(FormatError):
+    """The data end before the pickle does."""
+
+
+def unpickle_many(data: bytes, count: int, where: str) -> tuple[list[Any], int]:
+    """Read some pickles that follow each other.
+
+    Parameters
+    ----------
+    data : bytes
+    count : int
+        How many there are.
+    where : str
+
+    Returns
+    -------
+    list of object
+    int
+        Byte at which the last one ends.
+
+    Raises
+    ------
+    CutShort
+        If the data end before.
+    FormatError
+        As `unpickle`.
+    """
     machine = _Machine(data)
     try:
-        return machine.run()
+        return [machine.next() for _ in range(count)], machine.at
+    except _Ended as error:
+        raise CutShort(f"{where}: pickle at byte {machine.at}: {error}") from None
     except Refused as error:
         raise FormatError(f"{where}: pickle at byte {machine.at}: {error}") from None
     except (IndexError, ValueError, TypeError, KeyError, struct.error, OverflowError) as error:
         raise FormatError(
             f"{where}: not a valid pickle, at byte {machine.at}: {type(error).__name__} {error}"
         ) from None
+
+
+def storages_in(root: Any) -> list[Storage]:
+    """Every storage that tensors in plain containers and records refer to."""
+    found: list[Storage] = []
+    todo, seen = [root], set[int]()
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Storage):
+            found.append(one)
+        elif isinstance(one, StoredTensor):
+            found.append(one.storage)
+        elif isinstance(one, (dict, list, tuple, Record)) and id(one) not in seen:
+            seen.add(id(one))
+            if isinstance(one, dict):
+                todo += [*one.keys(), *one.values()]
+            elif isinstance(one, Record):
+                todo += [one.made_by, one.args, one.state, one.items, one.entries]
+            else:
+                todo += one
+    return found
+
+
+class _Ended(Refused):
+    """The data end here."""
 
 
 class _Machine:
@@ -80,7 +138,9 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
+    def next(self) -> Any:
+        """Read one pickle; the next begins where it ends."""
+        self.stack, self.memo = [], {}
         while True:
             code = self.take(1)[0]
             if code == 0x2E:  # STOP
@@ -94,7 +154,7 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         if count < 0 or self.at + count > len(self.data):
-            raise Refused("cut short")
+            raise _Ended("cut short")
         found = self.data[self.at : self.at + count]
         self.at += count
         return found
@@ -105,7 +165,7 @@ class _Machine:
     def line(self, encoding: str = "utf-8") -> str:
         end = self.data.find(b"\n", self.at)
         if end < 0:
-            raise Refused("cut short")
+            raise _Ended("cut short")
         found = self.data[self.at : end].decode(encoding)
         self.at = end + 1
         return found
@@ -172,6 +232,8 @@ class _Machine:
         named = isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[1], Global)
         if not named or pid[0] != "storage" or not isinstance(pid[2], str) or not is_size(pid[4]):
             raise Refused("a reference outside the file that is not a torch storage")
+        if len(pid) > 5 and pid[5] is not None:  # before torch 0.4: a view of another storage
+            raise Refused("a storage that is a view of another one")
         dtype = STORAGES.get(pid[1].name)
         if dtype is None:
             raise Refused(f"storage of unknown type {pid[1]}")

@@ -42,6 +42,10 @@ class ZipFile:
     ----------
     reader : HeaderReader
     path : str
+    start, size : int, optional
+        Where in the file it lies, if it is a part of one; offsets are then counted from `start`.
+    tail : int
+        Bytes at its end that are read first: enough for the end record, best for the directory too.
 
     Attributes
     ----------
@@ -54,12 +58,21 @@ class ZipFile:
         If the file is no zip file, is cut short, compressed, encrypted, or contradicts itself.
     """
 
-    def __init__(self, reader: HeaderReader, path: str) -> None:
-        self._reader, self.path = reader, path
+    def __init__(
+        self,
+        reader: HeaderReader,
+        path: str,
+        start: int = 0,
+        size: int | None = None,
+        tail: int = _TAIL,
+    ) -> None:
+        self._reader, self.path, self._at = reader, path, start
         self.where = f"{reader.store.uri}: {path}"
-        self.size = reader.files[path]
-        self._tail_at = max(0, self.size - _TAIL)
-        self._tail = reader.read(path, self._tail_at, self.size - self._tail_at)
+        self.size = reader.files[path] - start if size is None else size
+        if start < 0 or self.size < 0 or start + self.size > reader.files[path]:
+            raise self.bad(f"bytes {start}…{start + self.size} are not in the file")
+        self._tail_at = max(0, self.size - tail)
+        self._tail = reader.read(path, start + self._tail_at, self.size - self._tail_at)
         self._pieces = [(self._tail_at, self._tail)]
         count, size, offset = self._end()
         if size > _DIRECTORY_LIMIT or offset + size > self.size:
@@ -84,7 +97,7 @@ class ZipFile:
         for at, piece in self._pieces:
             if at <= offset and offset + nbytes <= at + len(piece):
                 return piece[offset - at : offset - at + nbytes]
-        return self._reader.read(self.path, offset, nbytes)
+        return self._reader.read(self.path, self._at + offset, nbytes)
 
     def prefetch(self, names: Iterable[str], limit: int) -> None:
         """Read some records at once if they lie close together: a request costs more than bytes."""
@@ -112,7 +125,7 @@ class ZipFile:
         return raw[start : start + record.size]
 
     def data_offset(self, record: ZipRecord) -> int:
-        """First byte of a record's content.
+        """First byte of a record's content, counted from the start of the file.
 
         Computed as torch's writer places it, and taken if the end then meets the next record;
         otherwise the local header is read.
@@ -122,12 +135,12 @@ class ZipFile:
         start += -start % _ALIGNMENT
         gap = self._following[record.header] - (start + record.size)
         if gap in ((16, 24) if record.flags & 8 else (0,)):  # 8: sizes are repeated behind
-            return start
+            return self._at + start
         raw = self.read(record.header, min(_LOCAL, self.size - record.header))
         start = record.header + self._start(record, raw)
         if start + record.size > self._following[record.header]:
             raise self.bad(f"record {record.name!r} runs into the next one")
-        return start
+        return self._at + start
 
     def _start(self, record: ZipRecord, raw: bytes) -> int:
         if raw[:4] != b"PK\x03\x04" or len(raw) < _LOCAL:

@@ -208,14 +208,15 @@ def measure_key(name: str, version: int) -> str:
 
 
 def _tensor_json(t: TensorInfo) -> list[Any]:
-    parts = [[p.file, p.offset, p.nbytes, p.dtype, p.flat, p.box] for p in t.parts]
+    parts = [[p.file, p.offset, p.nbytes, p.dtype, p.flat, p.box, p.stride] for p in t.parts]
     return [t.name, t.key, t.state, list(t.shape), t.dtype, parts]
 
 
 def _tensor_from(row: Sequence[Any]) -> TensorInfo:
     name, key, state, shape, dtype, parts = row
     made = []
-    for file, offset, size, kind, flat, box in parts:
+    for file, offset, size, kind, flat, box, stride in parts:
         place = tuple(tuple(side) for side in box) if box is not None else None
-        made.append(Part(file, offset, size, kind, tuple(flat) if flat else None, place))
+        steps = tuple(stride) if stride else None
+        made.append(Part(file, offset, size, kind, tuple(flat) if flat else None, place, steps))
     return TensorInfo(name, key, state, tuple(shape), dtype, tuple(made))

@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import analysis360 as a360
 from analysis360.core import Adam
 from analysis360.errors import FormatError, StorageError
 from analysis360.formats import index_checkpoint
 from analysis360.formats.base import HeaderReader
-from analysis360.formats.torch_zip import TorchZipFormat
+from analysis360.formats.torch_save import TorchFormat
 from analysis360.formats.zip import ZipFile
 from analysis360.storage.base import Store
 from analysis360.storage.local import LocalStore
@@ -78,7 +79,7 @@ class TestFlatFile(FormatTests):
         }  # fmt: skip
         torch.save(tensors, tmp_path / "model.pt")
         weights = {k: v.numpy() for k, v in tensors.items()}
-        return TorchZipFormat(), LocalStore(tmp_path), weights
+        return TorchFormat(), LocalStore(tmp_path), weights
 
 
 class TestShardedBin(FormatTests):
@@ -92,7 +93,7 @@ class TestShardedBin(FormatTests):
         listed = ", ".join(f'"{k}": "{name}"' for name, ts in shards.items() for k in ts)
         (tmp_path / "pytorch_model.bin.index.json").write_text(f'{{"weight_map": {{{listed}}}}}')
         weights = {k: v.numpy() for tensors in shards.values() for k, v in tensors.items()}
-        return TorchZipFormat(), LocalStore(tmp_path), weights
+        return TorchFormat(), LocalStore(tmp_path), weights
 
 
 @pytest.mark.parametrize("nest", [(), ("model",), ("state_dict",), ("model", "state_dict")])
@@ -198,18 +199,39 @@ def test_views(tmp_path):
         "rows": base[1:3],
         "turned": base.T,
         "columns": base[:, :2],
+        "corner": base[1:3, 2:5],
+        "every other": base[::2, ::3],
         "all": base,
         "twin": base,
+        "expanded": torch.ones(3, 1).expand(3, 5),
     }
     torch.save(tensors, tmp_path / "m.pt")
     store = LocalStore(tmp_path)
     index = index_checkpoint(store)
     found = {t.name: t for t in index.tensors}
-    assert found.keys() == {"rows", "all", "twin"}
-    np.testing.assert_array_equal(read_tensor(store, found["rows"]), base[1:3].numpy())
-    reasons = dict(index.skipped)
-    assert reasons["turned"] == "stored as a strided view, strides [1, 6]"
-    assert "strides [6, 1]" in reasons["columns"]
+    assert found.keys() == tensors.keys() - {"expanded"}
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(read_tensor(store, tensor), tensors[name].numpy())
+    assert dict(index.skipped)["expanded"] == "an expanded view, strides [1, 0]"
+    assert found["corner"].nbytes == 4 * (6 + 3)  # from its first element to its last
+    assert [n for n, t in found.items() if t.parts[0].interleaved] == ["turned"]
+
+
+@pytest.mark.parametrize("names", [["rms", "max_abs"], ["spectral_norm"]])
+def test_views_are_measured_like_what_they_show(tmp_path, monkeypatch, names):
+    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 300)
+    torch.manual_seed(0)
+    base = torch.randn(64, 48)
+    views = {"turned": base.T, "columns": base[:, 3:40], "corner": base[7:50, :9]}
+    torch.save(views, tmp_path / "m.pt")
+    torch.save({k: v.contiguous() for k, v in views.items()}, tmp_path / "plain.pt")
+    tables = [
+        a360.plan(a360.open_run(tmp_path / f), names, against=[]).run(progress=False)
+        for f in ("m.pt", "plain.pt")
+    ]
+    columns = ["name", *names]
+    assert tables[0][columns].equals(tables[1][columns])
+    assert len(tables[0]) == 3
 
 
 def test_wrappers_prefix_is_dropped_from_names_not_from_keys(tmp_path):
@@ -250,22 +272,83 @@ def test_hostile_pickle_never_runs(tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
+# Files from before torch 1.6
+
+
+def old(tmp_path, value, name="m.pt"):
+    torch.save(value, tmp_path / name, _use_new_zipfile_serialization=False)
+    return LocalStore(tmp_path)
+
+
+class TestLegacy(FormatTests):
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        tensors = {"a": torch.randn(3, 4), "b": torch.randn(5).half(), "s": torch.tensor(2.5)}
+        tensors |= {f"w{i}": torch.randn(i, 7) for i in range(1, 40)}
+        weights = {k: v.numpy() for k, v in tensors.items()}
+        return TorchFormat(), old(tmp_path, tensors), weights
+
+
+def test_old_and_new_files_say_the_same(tmp_path):
+    net, optimizer = trained("decay")
+    saved = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(saved, tmp_path / "new.pt")
+    index = {}
+    for name in ("new.pt", "old.pt"):
+        if name == "old.pt":
+            old(tmp_path, saved, name)
+        store = LocalStore(tmp_path / name)
+        index[name] = index_checkpoint(store)
+        index[name, "values"] = {(t.name, t.state): raw_at(store, t) for t in index[name].tensors}
+    assert index["new.pt", "values"] == index["old.pt", "values"]
+    assert index["old.pt"].adam == index["new.pt"].adam
+    assert index["old.pt"].step == 2
+
+
+def test_an_old_files_header_may_be_long(tmp_path):
+    tensors = {f"layers.{i}.{'long' * 20}.w": torch.full((2,), float(i)) for i in range(2000)}
+    store = old(tmp_path, tensors)
+    index = index_checkpoint(store)
+    head = [(at, n) for _, at, n in index.probes if at == 0 or n > 8]
+    assert sum(n for _, n in head) < store.files()["m.pt"] + 70_000  # the search for a zip's end
+    last = next(t for t in index.tensors if t.name.startswith("layers.1999."))
+    np.testing.assert_array_equal(read_tensor(store, last), [1999.0, 1999.0])
+
+
+def test_an_old_file_that_lies(tmp_path):
+    store = old(tmp_path, {"w": torch.ones(64), "b": torch.ones(3)})
+    raw = (tmp_path / "m.pt").read_bytes()
+    at = raw.rindex(struct.pack("<q", 3))
+    for changed, what in [
+        (raw[:-4], "cut short"),
+        (raw + b"\0", "its storages end at"),
+        (raw[:300], "cut short"),
+        (raw.replace(b"K@N", b"K?N"), "its storages end at"),
+        (raw[:at] + raw[at:].replace(struct.pack("<q", 3), struct.pack("<q", 4)), None),
+    ]:
+        (tmp_path / "m.pt").write_bytes(changed)
+        try:
+            index = index_checkpoint(LocalStore(tmp_path))
+        except FormatError as error:
+            assert "m.pt" in str(error) and (what is None or what in str(error))
+        else:
+            assert what is None
+            assert {t.name for t in index.tensors} == {"w", "b"}
+    assert store.files()
+
+
 # Bad files
-
-
-def test_legacy_file(tmp_path):
-    torch.save({"w": torch.ones(2)}, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(FormatError, match=r"m\.pt: torch legacy format isn't read yet"):
-        index_checkpoint(LocalStore(tmp_path))
 
 
 def test_something_else_with_that_ending(tmp_path):
     (tmp_path / "weights.bin").write_bytes(os.urandom(1000))
-    with pytest.raises(FormatError, match=r"no tensor in weights\.bin \(.*not a torch zip file"):
+    with pytest.raises(
+        FormatError, match=r"no tensor in weights\.bin \(.*not a file of torch\.save"
+    ):
         index_checkpoint(LocalStore(tmp_path))
     torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
     index = index_checkpoint(LocalStore(tmp_path))
-    assert index.skipped == (("weights.bin", "not a torch zip file"),)
+    assert index.skipped == (("weights.bin", "not a file of torch.save"),)
 
 
 def test_two_checkpoints_in_one_folder(tmp_path):

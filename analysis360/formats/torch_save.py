@@ -1,8 +1,4 @@
-"""Files of ``torch.save``: a zip file with one pickle and one record per storage.
-
-Read are the zip's directory and the pickle, by ranges and without running anything; storages are
-stored uncompressed, so a contiguous tensor is one byte range of the file.
-"""
+"""Checkpoints as ``torch.save`` writes them: weights, and the optimizer's state, in plain files."""
 
 from __future__ import annotations
 
@@ -10,23 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis360.core import DTYPE_BYTES, Part, TensorInfo
+from analysis360.core import TensorInfo
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
 from analysis360.formats.inert import StoredTensor
 from analysis360.formats.optimizer import Order, read_optimizer
-from analysis360.formats.sharded import base_name, check_shard, own_files, shards_of
-from analysis360.formats.unpickle import unpickle
-from analysis360.formats.zip import ZipFile
+from analysis360.formats.sharded import base_name, check_shard, is_trainers, own_files, shards_of
+from analysis360.formats.torch_file import NotTorch, TorchFile, open_torch
 from analysis360.storage.base import Store
 from analysis360.storage.memory import are_tied
 
-__all__ = ["TorchZipFormat"]
+__all__ = ["TorchFormat"]
 
 _ENDS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".bin.index.json")
 _NOT_TENSORS = ("training_args", "scheduler", "rng_state", "random_states", "tokenizer", "scaler")
-_PICKLE_LIMIT = 256_000_000  # bytes; 100,000 tensors take about 20 MB
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6 starts with this number
 _WEIGHTS = (
     "model", "state_dict", "model_state_dict", "module", "model_state", "weights", "net",
     "model_states",
@@ -35,13 +28,14 @@ _OPTIMIZER = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "
 _STEPS = ("global_step", "step", "iteration", "iter", "global_steps", "iteration_number")
 
 
-class TorchZipFormat(Format):
+class TorchFormat(Format):
     """Weights and optimizer states in ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` and ``.tar`` files.
 
     Weights are looked for at the top of the file and under the usual keys (``model``,
     ``state_dict`` …), single or sharded with a ``*.bin.index.json``. The optimizer's state is
-    given the names of the weights of the same file, by order, with every shape checked. Views that
-    are not contiguous are left out, with the reason.
+    given the names of the weights of the same file, by order, with every shape checked. Views are
+    read by the span of their storage, expanded ones are left out. Both of torch's layouts are
+    read: zip files, and those from before torch 1.6.
     """
 
     name = "torch"
@@ -75,11 +69,14 @@ class TorchZipFormat(Format):
         return found.index()
 
 
-formats.add("torch", TorchZipFormat())
+formats.add("torch", TorchFormat())
 
 
 def _candidates(files: Mapping[str, int]) -> list[str]:
-    own = [p for p in own_files(files, _ENDS) if not base_name(p).startswith(_NOT_TENSORS)]
+    own = [
+        p for p in own_files(files, _ENDS)
+        if not base_name(p).startswith(_NOT_TENSORS) and not is_trainers(p)
+    ]  # fmt: skip
     if _has_safetensors(files):  # many repositories hold the same weights in both formats
         own = [p for p in own if not base_name(p).startswith("pytorch_model")]
     return own
@@ -93,35 +90,32 @@ def _has_safetensors(files: Mapping[str, int]) -> bool:
 
 
 @dataclass
-class TorchFile:
-    """What the pickle of one file says."""
+class _Opened:
+    """What one file is taken for."""
 
-    path: str
-    zip: ZipFile
-    root: Any
+    file: TorchFile
     weights: dict[str, Any]
     is_optimizer: bool
 
+    @property
+    def path(self) -> str:
+        return self.file.path
 
-def _open(reader: HeaderReader, path: str, found: _Found) -> TorchFile | None:
-    """Read one file's pickle; None with a reason noted if it isn't a torch zip file."""
-    where = f"{reader.store.uri}: {path}"
+    @property
+    def root(self) -> Any:
+        return self.file.root
+
+
+def _open(reader: HeaderReader, path: str, found: _Found) -> _Opened | None:
+    """Read one file's pickle; None with a reason noted if it isn't one of torch's."""
     try:
-        file = ZipFile(reader, path)
-    except FormatError:
-        start = reader.read(path, 0, min(len(_LEGACY), reader.files[path]))
-        if start[:2] == b"PK":  # a zip file that is damaged
-            raise
-        legacy = start == _LEGACY
-        why = "torch legacy format isn't read yet" if legacy else "not a torch zip file"
-        found.skipped.append((path, why))
+        file = open_torch(reader, path)
+    except NotTorch:
+        found.skipped.append((path, "not a file of torch.save"))
         return None
-    file.prefetch(("data.pkl", "byteorder"), _PICKLE_LIMIT)
-    root = unpickle(file.content("data.pkl", _PICKLE_LIMIT), f"{where}: data.pkl")
-    if "byteorder" in file.records and file.content("byteorder", 16) != b"little":
-        raise FormatError(f"{where}: written on a big-endian machine, which isn't read")
+    root = file.root
     optimizer = isinstance(root, dict) and "param_groups" in root and "state" in root
-    return TorchFile(path, file, root, {} if optimizer else _weights(root), optimizer)
+    return _Opened(file, {} if optimizer else _weights(root), optimizer)
 
 
 def _weights(root: Any, depth: int = 3) -> dict[str, Any]:
@@ -153,7 +147,7 @@ class _Found:
             self.reader.probes,
         )  # fmt: skip
 
-    def add(self, file: TorchFile) -> None:
+    def add(self, file: _Opened) -> None:
         """Take weights, then the optimizer, of one file."""
         order = self._add_weights(file)
         if file.is_optimizer:
@@ -170,7 +164,7 @@ class _Found:
                 if self.step is None and type(value) is int and value >= 0:
                     self.step = value
 
-    def _add_weights(self, file: TorchFile) -> Order:
+    def _add_weights(self, file: _Opened) -> Order:
         order, places = Order(), {}  # type: Order, dict[StoredTensor, str]
         prefix = _common_prefix(file.weights)
         for key, value in file.weights.items():
@@ -187,7 +181,7 @@ class _Found:
             self._put(file, name, key, "weight", value)
         return order
 
-    def _add_optimizer(self, file: TorchFile, state: dict[Any, Any], order: Order) -> None:
+    def _add_optimizer(self, file: _Opened, state: dict[Any, Any], order: Order) -> None:
         found = read_optimizer(state, order)
         self.skipped += [(f"{file.path}: {key}", why) for key, why in found.skipped]
         self.adam = found.adam if self.adam is None else self.adam.filled(found.adam)
@@ -203,7 +197,7 @@ class _Found:
             self.step = step
 
     def _put(
-        self, file: TorchFile, name: str, key: str, state: str, value: StoredTensor
+        self, file: _Opened, name: str, key: str, state: str, value: StoredTensor
     ) -> TensorInfo | None:
         info = self._info(file, name, key, state, value)
         if info is None:
@@ -219,33 +213,16 @@ class _Found:
         return info
 
     def _info(
-        self, file: TorchFile, name: str, key: str, state: str, value: StoredTensor
+        self, file: _Opened, name: str, key: str, state: str, value: StoredTensor
     ) -> TensorInfo | None:
         """Place one tensor in the file; None with a reason noted if that can't be done."""
-        where = f"{self.reader.store.uri}: {file.path}: {key!r}"
-        size = DTYPE_BYTES.get(value.dtype)
-        if size is None:
-            self.skipped.append((key, f"dtype {value.dtype} is not read"))
+        why = file.file.why_unread(value)
+        if why:
+            self.skipped.append((key, why))
             return None
-        if not value.contiguous:
-            self.skipped.append((key, f"stored as a strided view, strides {list(value.stride)}"))
-            return None
-        info = TensorInfo(name, key, state, value.shape, value.dtype, ())
-        if info.numel == 0:
-            return info
-        record = file.zip.records.get(f"data/{value.storage.key}")
-        if record is None:
-            raise FormatError(f"{where}: its record data/{value.storage.key} is missing")
-        start, nbytes = value.offset * size, info.numel * size
-        if start + nbytes > record.size:
-            raise FormatError(
-                f"{where}: bytes {start}…{start + nbytes} of a record of {record.size} bytes"
-            )
-        part = Part(
-            file.path, file.zip.data_offset(record) + start, nbytes, value.dtype,
-            flat=(0, info.numel),
-        )  # fmt: skip
-        return TensorInfo(name, key, state, value.shape, value.dtype, (part,))
+        part = file.file.part(value, key)
+        parts = () if part is None else (part,)
+        return TensorInfo(name, key, state, value.shape, value.dtype, parts)
 
     def _read_step(self, info: TensorInfo) -> int | None:
         import numpy as np
