@@ -144,13 +144,11 @@ def _run(
 def _bins(array: Values) -> Values:
     from analysis360.stats import kernels
 
-    loops: dict[str, Any] = {
-        "int16": (kernels.bins_bfloat16, 127), "float32": (kernels.bins_float32, 127),
-        "float64": (kernels.bins_float64, 1023),
-    }  # fmt: skip
-    loop, bias = loops[array.dtype.name]
+    words = array.view(f"i{array.itemsize}")
+    bias, shift = (1023, 49) if array.itemsize == 8 else (127, 20 if array.itemsize == 4 else 4)
     out = np.zeros(bins.BINS)
-    loop(array, (bins.LOW + bias) * bins.PER_OCTAVE, out)
+    first = (bins.LOW + bias) * bins.PER_OCTAVE
+    kernels.count_bins(words, words.dtype.type(np.iinfo(words.dtype).max), shift, first, out)
     return out
 
 

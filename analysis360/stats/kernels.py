@@ -24,8 +24,7 @@ with contextlib.suppress(ImportError):
 
 __all__ = [
     "ADAM", "CHANGE", "DIFFERENCE", "MOMENTS", "NORM", "SUMS", "VALUES", "adam_bfloat16",
-    "adam_float32", "adam_float64", "bins_bfloat16", "bins_float32", "bins_float64",
-    "sums_bfloat16", "sums_float32", "sums_float64",
+    "adam_float32", "adam_float64", "count_bins", "sums_bfloat16", "sums_float32", "sums_float64",
 ]  # fmt: skip
 
 CHUNK = 2048
@@ -556,43 +555,19 @@ adam_float64 = adam_float32
 
 
 @_jit
-def bins_bfloat16(x: Array, first: int, out: Array) -> None:
-    """Count magnitudes by their leading bits, 8 bins an octave; `first` is bin 1 of `out`.
+def count_bins(words: Array, mask: Any, shift: int, first: int, out: Array) -> None:
+    """Count magnitudes by their leading bits; those that begin with `first` go to bin 1 of `out`.
 
     Four counts side by side: neighbours are often alike, and one count would wait for itself.
     """
-    counts = np.zeros((4, 2048), dtype=np.int64)
-    rest = len(x) - len(x) % 4
+    kinds = (int(mask) >> shift) + 1
+    counts = np.zeros((4, kinds), dtype=np.int64)
+    rest = len(words) - len(words) % 4
     for i in range(0, rest, 4):
         for lane in range(4):
-            counts[lane, (x[i + lane] & np.int16(0x7FFF)) >> 4] += 1
-    for i in range(rest, len(x)):
-        counts[0, (x[i] & np.int16(0x7FFF)) >> 4] += 1
-    for place in range(2048):
+            counts[lane, (words[i + lane] & mask) >> shift] += 1
+    for i in range(rest, len(words)):
+        counts[0, (words[i] & mask) >> shift] += 1
+    for place in range(kinds):
         at = min(max(place - first + 1, 0), len(out) - 1)
         out[at] += counts[0, place] + counts[1, place] + counts[2, place] + counts[3, place]
-
-
-@_jit
-def bins_float32(x: Array, first: int, out: Array) -> None:
-    """`bins_bfloat16` of float32: the same leading bits."""
-    bits = x.view(np.int32)
-    counts = np.zeros((4, 2048), dtype=np.int64)
-    rest = len(x) - len(x) % 4
-    for i in range(0, rest, 4):
-        for lane in range(4):
-            counts[lane, (bits[i + lane] & MASK32) >> 20] += 1
-    for i in range(rest, len(x)):
-        counts[0, (bits[i] & MASK32) >> 20] += 1
-    for place in range(2048):
-        at = min(max(place - first + 1, 0), len(out) - 1)
-        out[at] += counts[0, place] + counts[1, place] + counts[2, place] + counts[3, place]
-
-
-@_jit
-def bins_float64(x: Array, first: int, out: Array) -> None:
-    """`bins_bfloat16` of float64, whose exponent has three bits more."""
-    bits = x.view(np.int64)
-    for i in range(len(x)):
-        at = min(max(((bits[i] & MASK64) >> 49) - first + 1, 0), len(out) - 1)
-        out[at] += 1

@@ -32,6 +32,7 @@ from tests.small_run import SHAPES, small_run, tensors, write_checkpoint
 
 AGAINST = ("previous", "partner", "ancestor")
 SPECTRA = ("spectral_norm", "stable_rank")
+QUANTILES = ("abs_median", "abs_p99", "abs_p999")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 def everything(run, **given):
     from analysis360.stats import DEFAULT
 
-    return a360.plan(run, (*DEFAULT, *SPECTRA), against=AGAINST, **given)
+    return a360.plan(run, (*DEFAULT, *SPECTRA, *QUANTILES), against=AGAINST, **given)
 
 
 @pytest.fixture(scope="module")
