@@ -193,8 +193,10 @@ class TensorInfo:
 
     @property
     def scattered(self) -> bool:
-        """Whether the bytes are not the elements in C order, and have to be put together."""
-        return len(self.parts) > 1 or any(part.stride is not None for part in self.parts)
+        """Whether the bytes are not the elements in C order, aligned, and have to be copied."""
+        return len(self.parts) > 1 or any(
+            part.stride is not None or part.offset % DTYPE_BYTES[part.dtype] for part in self.parts
+        )
 
 
 @dataclass(frozen=True, slots=True)

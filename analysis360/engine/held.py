@@ -45,7 +45,7 @@ class Held:
         self.spans = job.spans
         self._buffers = buffers
         self._tensors: dict[Place, torch.Tensor] = {}
-        self._parts: dict[Place, list[tuple[Part, torch.Tensor]]] = {}
+        self._parts: dict[Place, list[tuple[Part, torch.Tensor]]] = {}  # with their bytes
         self._users: dict[int, tuple[torch.Tensor, set[Place]]] = {}  # by identity of the buffer
         self._lies_in: dict[Place, list[int]] = {}
         self._steps = steps
@@ -59,7 +59,7 @@ class Held:
             start = read.lead + piece.part.offset - read.offset
             raw = buffer[start : start + piece.part.nbytes]
             place = (read.checkpoint, piece.name, piece.state)
-            self._parts.setdefault(place, []).append((piece.part, _values(raw, piece.part)))
+            self._parts.setdefault(place, []).append((piece.part, raw))
             if place not in users:
                 users.add(place)
                 self._lies_in.setdefault(place, []).append(id(buffer))
@@ -70,18 +70,16 @@ class Held:
         for place in [p for p in self._parts if p[0] == position]:
             parts = self._parts.pop(place)
             if place[2] == "step":
-                self._steps[place[0], place[1]] = float(parts[0][1].reshape(-1)[0])
+                part, raw = parts[0]
+                self._steps[place[0], place[1]] = float(_values(part, raw).reshape(-1)[0])
                 self._forget(place)
                 continue
-            direct = len(parts) == 1 and parts[0][0].stride is None
-            tensor = parts[0][1] if direct else self._assemble(place, parts)
+            scattered = self.plan.tensors[place[0]][place[1], place[2]].scattered
+            tensor = self._assemble(place, parts) if scattered else _values(*parts[0])
             if self._copies is not None:
                 tensor = self._copies.start(tensor)
-            self._tensors[place] = tensor
-            if not direct or self._copies is not None:
                 self._copied.append(place)
-        if self._copies is None:
-            self._settle()
+            self._tensors[place] = tensor
 
     def _settle(self) -> None:
         """Give back the buffers of what was copied, once the copies are done."""
@@ -92,26 +90,36 @@ class Held:
         self._copied = []
 
     def _assemble(self, place: Place, parts: list[tuple[Part, torch.Tensor]]) -> torch.Tensor:
-        """Put parts where they belong; what no part covers is an error, not zeros."""
+        """Put parts where they belong, in a buffer of their own; theirs go back.
+
+        What no part covers is an error, not zeros.
+        """
         info = self.plan.tensors[place[0]][place[1], place[2]]
         start, stop = self.spans[place[1]]
-        width = math.prod(info.shape[1:])
-        whole = torch.empty((stop - start) * width, dtype=parts[0][1].dtype)
+        width, size = math.prod(info.shape[1:]), DTYPE_BYTES[info.dtype]
+        self._buffers.release(sum(part.numel for part, _ in parts) * size)
+        buffer = self._buffers.take((stop - start) * width * size)
+        whole = _as_dtype(buffer, info.dtype)
         shaped = whole.view(stop - start, *info.shape[1:])
         filled = 0
-        for part, values in parts:
-            if part.flat is not None:
-                whole[part.flat[0] - start * width : part.flat[1] - start * width] = values
+        for part, raw in parts:
+            if part.flat is not None:  # as bytes: a file may not align its elements
+                buffer[(part.flat[0] - start * width) * size :][: part.nbytes] = raw
             elif part.box:
                 rows, *others = part.box
                 at = (slice(rows[0] - start, rows[1] - start), *(slice(*side) for side in others))
-                shaped[at] = values.view(shaped[at].shape)
-            filled += values.numel()
+                shaped[at] = _values(part, raw).view(shaped[at].shape)
+            else:
+                buffer[:] = raw
+            filled += part.numel
         if filled != whole.numel():
             raise FormatError(
                 f"{self.plan.checkpoints[place[0]].name}: {info.key}: parts hold {filled} of the "
                 f"{whole.numel()} elements of rows {start}:{stop}"
             )
+        self._forget(place)
+        self._users[id(buffer)] = (buffer, {place})
+        self._lies_in[place] = [id(buffer)]
         return whole
 
     def get(self, position: int, name: str, state: str) -> torch.Tensor | None:
@@ -172,7 +180,7 @@ class _Copies:
         self._stream.synchronize()
 
 
-def _values(raw: torch.Tensor, part: Part) -> torch.Tensor:
+def _values(part: Part, raw: torch.Tensor) -> torch.Tensor:
     """Elements of a part, of its box's shape if it is stored as a strided view."""
     values = _as_dtype(raw, part.dtype)
     return values if part.stride is None else values.as_strided(part.sides, part.stride)

@@ -212,7 +212,7 @@ def _job(
 ) -> None:
     """Take one job through its checkpoints: each is read while the one before is computed."""
     held = Held(plan, work.job, work.until, buffers, under_way.steps)
-    steps, besides = list(work.steps(plan)), work.needs_besides(plan)
+    steps, besides = list(work.steps(plan)), work.needs_besides
     for position, reads in steps:
         for _ in reads:
             if not flow.start():  # no room: what is being computed has to go first

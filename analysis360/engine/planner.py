@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from analysis360.core import DTYPE_BYTES, Adam, Checkpoint, Label, Run, TensorInfo
+from analysis360.core import Adam, Checkpoint, Label, Run, TensorInfo
 from analysis360.engine import schedule
 from analysis360.engine.plan import Plan, size
 from analysis360.engine.probe import measure_rate
 from analysis360.engine.roles import find_references
 from analysis360.engine.schedule import Job
-from analysis360.engine.work import Work, Works
+from analysis360.engine.work import Works
 from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
 from analysis360.formats import Index, index_checkpoint
 from analysis360.names import find_family, label
@@ -427,7 +427,7 @@ def _budgeted(made: Plan) -> Plan:
         steps = list(work.steps(made))
         requests += sum(len(reads) for _, reads in steps)
         read += sum(r.nbytes for _, reads in steps for r in reads)
-        besides = _assembled(made, job, work) + _workspace(made, job)
+        besides = _workspace(made, job)
         held = schedule.peak(steps, work.until)
         most_work = max(most_work, besides)
         if held + besides > most:
@@ -444,17 +444,6 @@ def _budgeted(made: Plan) -> Plan:
         )
     totals = {"nbytes": read, "requests": requests, "fixed": fixed, "work": most_work}
     return replace(made, peak_nbytes=fixed + most, totals=totals)
-
-
-def _assembled(made: Plan, job: Job, work: Work) -> int:
-    """Bytes of tensors that lie scattered and are put together in memory of their own."""
-    found = 0
-    for position, name, state in work.until:
-        tensor = made.tensors[position][name, state]
-        if tensor.scattered:
-            start, stop = job.spans[name]
-            found += math.prod(tensor.shape[1:]) * (stop - start) * DTYPE_BYTES[tensor.dtype]
-    return found
 
 
 def _workspace(made: Plan, job: Job) -> int:

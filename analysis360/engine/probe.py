@@ -43,6 +43,7 @@ def measure_rate(plan: Plan, seconds: float = SECONDS) -> float | None:
         for count in range(len(reads)):
             read, buffer = flow.take()
             buffers.give(buffer)
+            buffers.release(read.copied)
             taken += read.nbytes
             if count == 0 and len(reads) > 1:
                 began, taken = time.perf_counter(), 0

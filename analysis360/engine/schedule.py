@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis360.core import Part
+from analysis360.core import DTYPE_BYTES, Part
 
 __all__ = ["Block", "Job", "Piece", "Place", "Read", "blocks", "group", "merge_reads", "peak"]
 
@@ -69,11 +69,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor inside one read."""
+    """A part of a tensor inside one read; a scattered tensor is put together in another buffer."""
 
     name: str
     state: str
     part: Part
+    scattered: bool = False
+
+    @property
+    def copied(self) -> int:
+        """Bytes of the other buffer."""
+        return self.part.numel * DTYPE_BYTES[self.part.dtype] if self.scattered else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,11 @@ class Read:
     def held(self) -> int:
         """Bytes of the buffer it needs."""
         return -(-(self.lead + self.nbytes) // ALIGN) * ALIGN
+
+    @property
+    def copied(self) -> int:
+        """Bytes that its pieces take where scattered tensors are put together."""
+        return sum(piece.copied for piece in self.pieces)
 
 
 def blocks(name: str, shape: Sequence[int]) -> tuple[Block, ...]:
@@ -175,7 +186,13 @@ def peak(steps: Iterable[tuple[int, Sequence[Read]]], until: Mapping[Place, int]
     most = 0
     for position, reads in steps:
         for read in reads:
-            last = max(until[read.checkpoint, p.name, p.state] for p in read.pieces)
+            last = position
+            for piece in read.pieces:
+                used = until[read.checkpoint, piece.name, piece.state]
+                if piece.scattered:
+                    live.append((used, piece.copied))
+                else:
+                    last = max(last, used)
             live.append((last, read.held))
         most = max(most, sum(size for _, size in live))
         live = [entry for entry in live if entry[0] > position]

@@ -71,6 +71,14 @@ class Buffers:
             pages.madvise(mmap.MADV_HUGEPAGE)  # a fault for every 2 MiB, not for every 4 KiB
         return torch.frombuffer(pages, dtype=torch.uint8)
 
+    def reserve(self, size: int) -> None:
+        """Count `size` bytes as out, for buffers that will be taken later."""
+        self.out += size
+
+    def release(self, size: int) -> None:
+        """Count what was reserved no longer."""
+        self.out -= size
+
     def give(self, buffer: torch.Tensor) -> None:
         """Take a buffer back; nobody may look at it any more."""
         size = buffer.numel()
@@ -90,7 +98,7 @@ class Stream:
     stores : mapping of int to Store
         By position of the checkpoint.
     buffers : Buffers
-        The caller gives the buffers back there.
+        The caller gives the buffers back there, and releases what reads have reserved.
     """
 
     def __init__(
@@ -106,7 +114,7 @@ class Stream:
     def start(self) -> bool:
         """Start as many reads as the budget has room for; False if none is under way then."""
         while self._following is not None and len(self._waiting) < 2 * THREADS:
-            if not self._buffers.fits(self._following.held):
+            if not self._buffers.fits(self._following.held + self._following.copied):
                 break
             self._start()
         return bool(self._waiting)
@@ -132,6 +140,7 @@ class Stream:
     def _start(self) -> None:
         read = self._following
         assert read is not None
+        self._buffers.reserve(read.copied)  # what it brings will be needed there before it goes
         buffer = self._buffers.take(read.held)
         store = self._stores[read.checkpoint]
         future = self._pool.submit(_fill, store, read, buffer, self._stopped)

@@ -52,12 +52,11 @@ class Work:
         for position in sorted(at):
             yield position, reads_of(self.job, position, contents.tensors[position], at[position])
 
-    def needs_besides(self, contents: Contents) -> bool:
-        """Whether steps take more than buffers: for a whole matrix, or to put parts together."""
+    @property
+    def needs_besides(self) -> bool:
+        """Whether steps take more than buffers: the workspace of a whole-matrix step."""
         tasks = (task for mine in self.tasks.values() for task in mine)
-        return any(isinstance(task.entry.measure, Whole) for task in tasks) or any(
-            contents.tensors[at][name, state].scattered for at, name, state in self.until
-        )
+        return any(isinstance(task.entry.measure, Whole) for task in tasks)
 
 
 class Works:
@@ -166,5 +165,6 @@ def reads_of(
         tensor = tensors[name, state]
         start, stop = (0, 1) if state == "step" else job.spans[name]
         parts = (part.rows(tensor.shape, start, stop) for part in tensor.parts)
-        pieces += [Piece(name, state, part) for part in parts if part is not None]
+        apart = tensor.scattered and state != "step"
+        pieces += [Piece(name, state, part, apart) for part in parts if part is not None]
     return schedule.merge_reads(position, pieces)
