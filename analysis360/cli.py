@@ -199,11 +199,11 @@ def _measure(given: argparse.Namespace) -> None:
 def _list(given: argparse.Namespace) -> None:
     import analysis360 as a360
 
-    frame = (
-        a360.list_runs()
-        if given.run is None
-        else a360.open_run(given.run, pattern=given.pattern).checkpoints
-    )
+    if given.run is None:
+        frame = a360.list_runs()[["name", "states", "source", "title"]].fillna("")
+    else:
+        run = a360.open_run(given.run, pattern=given.pattern)
+        frame = run.checkpoints.drop(columns="uri")
     print(frame.to_string(index=False))
 
 
