@@ -9,7 +9,15 @@ from typing import Any, TypeVar
 
 from analysis360.core import Checkpoint, Run, Sizes
 from analysis360.errors import RunNotFound
-from analysis360.series import Layout, Place, are_tensors, described, layout_of, not_found
+from analysis360.series import (
+    Layout,
+    Place,
+    are_tensors,
+    described,
+    is_usual,
+    layout_of,
+    not_found,
+)
 
 __all__ = ["open_hub", "open_web"]
 
@@ -34,7 +42,7 @@ def open_hub(repository: str, said: Mapping[str, Any], asked: Layout) -> Run:
     with ThreadPoolExecutor(8) as pool:
         listed = list(pool.map(lambda f: list_content(repository, f[1]), found))
     entries = [
-        _checkpoint(home, _inner(sizes, layout), sha, name, place, sizes, hashes)
+        _checkpoint(home, _inner(sizes), sha, name, place, sizes, hashes)
         for (name, sha, place), (sizes, hashes) in zip(found, listed)
     ]
     return described(said, repository, home, entries)
@@ -70,14 +78,14 @@ def _in_folders(
     return [_checkpoint(home, "", main, "main", Place("main"), sizes, hashes)]
 
 
-def _inner(sizes: Mapping[str, int], layout: Layout) -> str:
+def _inner(sizes: Mapping[str, int]) -> str:
     """Folder that holds every tensor of a ref and is itself named like a checkpoint, else none.
 
     DeepSpeed saves into ``global_stepN``, and that is how some refs were uploaded.
     """
     tops = {path.partition("/")[0] for path in sizes if are_tensors([path])}
     top = tops.pop() if len(tops) == 1 else ""
-    return "" if top in sizes or layout.place(top) is None else top
+    return "" if top in sizes or not is_usual(top) else top
 
 
 def _checkpoint(

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from analysis360.core import Checkpoint, Fork, Run
 from analysis360.errors import CheckpointNotFound, FormatError
 
-__all__ = ["Layout", "Place", "are_tensors", "described", "layout_of", "not_found", "whole_model"]
+__all__ = [
+    "Layout",
+    "Place",
+    "are_tensors",
+    "described",
+    "is_usual",
+    "layout_of",
+    "not_found",
+    "whole_model",
+]
 
 PATTERNS = (
     r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?ckpt[_-](?P<number>\d+)",
@@ -162,6 +171,11 @@ def _digits(text: str | None, kind: str, name: str, pattern: re.Pattern[str]) ->
     if not text.isdecimal():
         raise FormatError(f"pattern {pattern.pattern!r} takes {text!r} of {name!r} for a {kind}")
     return int(text)
+
+
+def is_usual(name: str) -> bool:
+    """Whether a name is in common use for checkpoints, whatever a run calls its own."""
+    return any(re.fullmatch(pattern, name) for pattern in PATTERNS)
 
 
 def whole_model(layout: Layout, name: str) -> Place:

@@ -72,8 +72,8 @@ def disclosures() -> pd.DataFrame:
     Examples
     --------
     >>> frame = disclosures().set_index("model")
-    >>> frame.loc["Pythia", ["tokens", "data_order"]].tolist(), frame.loc["Yi", "tokens"]
-    ([0.3, True], <NA>)
+    >>> bool(frame.loc["Pythia", "data_order"]), frame.loc["Yi", "tokens"]
+    (True, <NA>)
     """
     with (files("analysis360.catalog") / "disclosure.csv").open(encoding="utf-8") as file:
         kinds = {"tokens": "Float64"} | dict.fromkeys(DISCLOSED, "boolean")
