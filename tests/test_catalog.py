@@ -26,7 +26,7 @@ def hub(tmp_path, monkeypatch):
 
 def checkpoint(folder, value=1.0, name="model.safetensors"):
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"model.embed_tokens.weight": torch.full((2, 2), value)}, folder / name)
+    save_file({"model.embed_tokens.weight": torch.full((2, 2), float(value))}, folder / name)
 
 
 def described(name):
