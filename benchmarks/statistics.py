@@ -115,6 +115,15 @@ def naive_default(arrays: Arrays, pool: ThreadPoolExecutor) -> Numbers:
     }  # fmt: skip
 
 
+QUANTILES = {"abs_median": 0.5, "abs_p99": 0.99, "abs_p999": 0.999}
+
+
+def naive_quantiles(arrays: Arrays, pool: ThreadPoolExecutor) -> Numbers:
+    """As one writes it, where ``torch.quantile`` refuses tensors of more than 16 million."""
+    ordered = torch.sort(arrays["tensor"].abs()).values
+    return {n: ordered[int(q * len(ordered))].item() for n, q in QUANTILES.items()}
+
+
 def naive_adam(arrays: Arrays, pool: ThreadPoolExecutor) -> Numbers:
     """As one writes it."""
     step, beta1, beta2, eps = (SCALARS[n] for n in ("step", "beta1", "beta2", "eps"))
@@ -174,9 +183,10 @@ def numbers(measures: Sequence[Accumulator], rows: Sequence[Any]) -> Numbers:
             merged = merge(measure.fields, values, np.zeros(1, dtype=np.intp))[0]
             known |= dict(zip(measure.fields, merged))
         return {
-            name: float(entry.function(**{n: known[n] for n in entry.inputs}))
+            name: float(entry.function(**{n: stats.gather(known, n) for n in entry.inputs}))
             for name, entry in stats.statistics.items()
-            if set(entry.inputs) <= set(known) and name != "update_ratio"
+            if all(n in known or f"{n}[0]" in known for n in entry.inputs)
+            and name != "update_ratio"
         }
 
 
@@ -195,6 +205,11 @@ def oracle(arrays: Arrays, measures: Sequence[Accumulator]) -> Numbers:
     def largest(function: Callable[..., Any]) -> float:
         return max(float(np.max(np.abs(function(*both(p))))) for p in pieces)
 
+    if names == ["tensor"]:
+        magnitudes = arrays["tensor"].float().abs_().numpy()
+        places = {name: int(q * n) for name, q in QUANTILES.items()}
+        ordered = np.partition(magnitudes, list(places.values()))
+        return {name: float(ordered[place]) for name, place in places.items()}
     if "exp_avg" in arrays:
         t, b1, b2, eps = (SCALARS[k] for k in ("step", "beta1", "beta2", "eps"))
         c1, c2 = 1 - b1**t, 1 - b2**t
@@ -297,11 +312,14 @@ def main() -> None:
     pair, moments = bf16_pair(n), adam_pair(n // 2)
     six = [accumulators[name] for name in ("norm_sums", "difference_sums")]
     default, adam = [accumulators[name] for name in DEFAULT], [accumulators["adam_sums"]]
+    binned = [accumulators["magnitude_bins"]]
     sets: list[tuple[str, Arrays, list[Accumulator], Any]] = [
         ("six sums of a bf16 pair", pair, six, naive_six),
         ("default statistics of a bf16 pair", pair, default, naive_default),
         ("Adam moments, float32", moments, adam, naive_adam),
+        ("quantiles of a bf16 tensor", {"tensor": pair["tensor"]}, binned, naive_quantiles),
     ]
+    sets = [entry for entry in sets if given.only in entry[0]]
     for title, arrays, measures, naive in sets:
         ways = [Way("read limit", read_limit()), Way("naive torch", naive, own_threads=False)]
         ways.append(Way("analysis360, torch", ours(measures, compute.CHUNK, by_torch)))
@@ -318,6 +336,7 @@ def arguments() -> argparse.Namespace:
         "--log2", type=int, default=26, help="elements of a bf16 tensor, as a power"
     )
     parser.add_argument("--rounds", type=int, default=5, help="besides one to warm up")
+    parser.add_argument("--only", default="", help="cases with this in their title")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     return parser.parse_args()
 

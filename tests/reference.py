@@ -41,7 +41,28 @@ def violations(m, v, step, beta1, beta2, eps):
         return float((np.abs(mh) > bound * np.sqrt(vh) + 1.1e-19).sum() + (v < 0).sum())
 
 
+def binned_quantile(w, q):
+    """Of magnitudes in eight equal bins an octave from 2**-96 to 2**32, linear within a bin."""
+    edges = [0.0]
+    for exponent in range(-96, 32):
+        edges += [2.0**exponent * (1 + j / 8) for j in range(8)]
+    edges += [2.0**32, np.inf]
+    a = np.sort(np.abs(w), axis=None)  # NaN at the end, as if it were above all
+    counts = np.diff([*np.searchsorted(a, edges[:-1], side="left"), len(a)])
+    rank, below = q * len(a), 0
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        if count and below + count >= rank:
+            if low == 0.0:
+                return 0.0
+            return np.nan if high == np.inf else low + (high - low) * (rank - below) / count
+        below += count
+    raise AssertionError
+
+
 ALONE = {
+    "abs_median": lambda w: binned_quantile(w, 0.5),
+    "abs_p99": lambda w: binned_quantile(w, 0.99),
+    "abs_p999": lambda w: binned_quantile(w, 0.999),
     "l2_norm": lambda w: np.sqrt((w**2).sum()),
     "rms": lambda w: np.sqrt((w**2).mean()),
     "mean": lambda w: w.mean(),

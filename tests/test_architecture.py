@@ -23,7 +23,7 @@ MAY = {
     "names": WAIST,
     "storage": WAIST,
     "stats": WAIST,
-    "formats": WAIST | {"storage"},
+    "formats": WAIST | {"storage", "names"},
     "results": WAIST | {"stats"},
     "engine": WAIST | {"names", "storage", "formats", "stats", "results"},
     "description": WAIST,

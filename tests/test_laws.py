@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis360.stats import SCALARS, accumulators, statistics, wholes
+from analysis360.stats import SCALARS, accumulators, gather, statistics, wholes
 from tests.measured import close
 
 SHAPE = (6, 9)
@@ -47,7 +47,7 @@ def values(a, b):
     known = {name: np.float64(value) for name, value in (fields(a, b) | scalars).items()}
     with np.errstate(all="ignore"):
         return {
-            name: float(entry.function(**{n: known[n] for n in entry.inputs}))
+            name: float(entry.function(**{n: gather(known, n) for n in entry.inputs}))
             for name, entry in statistics.items()
         }
 

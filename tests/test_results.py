@@ -212,7 +212,7 @@ def test_a_spectrum_on_a_finished_folder_repeats_no_sum(run, tmp_path, monkeypat
 
 def test_zeros_where_a_part_was_being_written(run, tmp_path, monkeypatch, caplog):
     """A power cut leaves a file of the right length with zeros in it: seen by page checksums."""
-    monkeypatch.setattr(Parts, "FLUSH_ROWS", 40)
+    monkeypatch.setattr(Parts, "FLUSH_VALUES", 40)
     plan = a360.plan(run, ["rms", "displacement"])
     first = plan.run(tmp_path / "m", progress=False)
     part = sorted((tmp_path / "m" / "parts").glob("*.parquet"))[0]

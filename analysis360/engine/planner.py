@@ -25,7 +25,7 @@ from analysis360.engine.schedule import Job
 from analysis360.engine.work import Work, Works
 from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
 from analysis360.formats import Index, index_checkpoint
-from analysis360.names import label
+from analysis360.names import find_family, label
 from analysis360.stats import DEFAULT, STORED, statistics
 from analysis360.stats import states as derived
 from analysis360.stats.base import Whole
@@ -96,6 +96,7 @@ def plan(
     against: Sequence[str] = ("previous",),
     memory: float | str = "4 GB",
     device: str = "cpu",
+    per_head: bool = False,
     compiled: bool | None = None,
     probe: bool = False,
 ) -> Plan:
@@ -120,6 +121,9 @@ def plan(
         each stored row of sums.
     device : str
         ``"cpu"`` or a CUDA device.
+    per_head : bool
+        Divide the matrices of queries, keys and values by attention head: rows of the table are
+        then heads, named ``…q_proj.weight[3]``, with their number in the column ``head``.
     compiled : bool, optional
         Take sums on the CPU by loops that numba compiles, several times faster than torch. By
         default where numba is installed and at least 2 GB are to be read, since compiling takes
@@ -151,7 +155,7 @@ def plan(
     states, against = tuple(states), tuple(against)
     wanted = _checked(statistics, states, against)
     _check_device(device)
-    entries, indices, opened = _ordered(run, *_indices(run.entries))
+    entries, indices, opened = _ordered(run, *_indices(run, per_head))
     skipped = [
         (f"{c.name}: {key}", why) for c, i in zip(entries, indices) for key, why in i.skipped
     ]
@@ -256,7 +260,7 @@ def _ordered(
     return [entries[i] for i in order], [indices[i] for i in order], kept
 
 
-def _indices(entries: Sequence[Checkpoint]) -> tuple[list[Index], dict[int, Store]]:
+def _indices(run: Run, per_head: bool) -> tuple[list[Index], dict[int, Store]]:
     """Headers of every checkpoint, and the stores that cost requests to open.
 
     Those are kept for the run; a folder is opened again then, so that files changed in between are
@@ -268,13 +272,13 @@ def _indices(entries: Sequence[Checkpoint]) -> tuple[list[Index], dict[int, Stor
         try:
             store = open_store(checkpoint.uri, checkpoint.revision, files=checkpoint.files)
             begun.append(store)
-            return index_checkpoint(store), store
+            return index_checkpoint(store, run.family, per_head=per_head), store
         except (FormatError, StorageError) as error:
             raise type(error)(f"checkpoint {checkpoint.name}: {error}") from error
 
     with ThreadPoolExecutor(INDEX_THREADS) as pool:
         try:
-            found = list(pool.map(one, entries))
+            found = list(pool.map(one, run.entries))
         except BaseException:
             for store in begun:
                 store.interrupt()
@@ -293,6 +297,7 @@ def _selected(
 ) -> tuple[tuple[dict[tuple[str, str], TensorInfo], ...], dict[str, Label]]:
     """Tensors of the selection; names get their labels, other shapes and dtypes are left out."""
     labels = {}
+    family = run.family or find_family({t.name for index in indices for t in index.tensors})
     shapes: dict[str, tuple[int, ...]] = {}
     kept: list[dict[tuple[str, str], TensorInfo]] = []
     refused: list[set[str]] = []
@@ -301,7 +306,7 @@ def _selected(
         mine: dict[tuple[str, str], TensorInfo] = {}
         for tensor in index.tensors:
             if tensor.name not in labels:
-                labels[tensor.name] = label(tensor.name, run.family)
+                labels[tensor.name] = label(tensor.name, family)
             where = f"{checkpoint.name}: {tensor.key}"
             if not run.keeps(labels[tensor.name]):
                 continue

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from analysis360.formats import safetensors as _safetensors  # noqa: F401 - registers itself
 from analysis360.formats import torch_save as _torch_save  # noqa: F401 - registers itself, second
-from analysis360.formats.base import Format, HeaderReader, Index, formats, index_checkpoint
+from analysis360.formats.base import (
+    Format,
+    HeaderReader,
+    Heads,
+    Index,
+    formats,
+    index_checkpoint,
+)
 
-__all__ = ["Format", "HeaderReader", "Index", "formats", "index_checkpoint"]
+__all__ = ["Format", "HeaderReader", "Heads", "Index", "formats", "index_checkpoint"]

@@ -12,9 +12,17 @@ from analysis360.errors import FormatError
 from analysis360.registry import Registry
 from analysis360.storage.base import Store
 
-__all__ = ["Format", "HeaderReader", "Index", "formats", "index_checkpoint"]
+__all__ = ["Format", "HeaderReader", "Heads", "Index", "formats", "index_checkpoint"]
 
 Probe = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Numbers of attention heads: of queries, and of keys and values."""
+
+    query: int
+    key_value: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Index:
         Key or file that is left out, and why.
     probes : tuple of (str, int, int)
         File, offset and bytes of every range that was read to make the index.
+    heads : Heads or None
+        Numbers of attention heads, where the files with the tensors tell them.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -40,6 +50,7 @@ class Index:
     step: int | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     probes: tuple[Probe, ...] = ()
+    heads: Heads | None = None
 
 
 class HeaderReader:
@@ -101,18 +112,23 @@ formats: Registry[Format] = Registry("format", FormatError)
 """Formats by name. Where two hold the same tensor, the one registered first is used."""
 
 
-def index_checkpoint(store: Store) -> Index:
+def index_checkpoint(store: Store, family: str | None = None, *, per_head: bool = False) -> Index:
     """List the tensors of a checkpoint in every format that is found in it.
 
     Parameters
     ----------
     store : Store
+    family : str, optional
+        Table of names that tells which matrices are fused; by default the one that fits best.
+    per_head : bool
+        Divide queries, keys and values by attention head.
 
     Returns
     -------
     Index
         Tensors of all formats; of a tensor that two formats hold the first is taken and the other
-        listed as skipped. Hyper-parameters and step come from whichever file tells them.
+        listed as skipped. Hyper-parameters and step come from whichever file tells them. Fused
+        matrices are divided into what they hold.
 
     Raises
     ------
@@ -127,6 +143,13 @@ def index_checkpoint(store: Store) -> Index:
     >>> [(t.name, t.state, t.shape) for t in index_checkpoint(store).tensors]
     [('w', 'weight', (3, 2))]
     """
+    from analysis360.formats.fused import divide
+
+    return divide(_stored(store), store, family, per_head)
+
+
+def _stored(store: Store) -> Index:
+    """Tensors as they are stored."""
     known = _described(store)
     if known is not None:
         return known
@@ -168,7 +191,8 @@ def _merge(found: list[tuple[str, Index]]) -> Index:
                 tensors[place], origin[place] = tensor, name
     kept = tuple(t for t in tensors.values() if _fits(t, tensors, skipped))
     probes = tuple(probe for _, index in found for probe in index.probes)
-    return Index(kept, adam, step, tuple(skipped), probes)
+    heads = next((index.heads for _, index in found if index.heads is not None), None)
+    return Index(kept, adam, step, tuple(skipped), probes, heads)
 
 
 def _fits(

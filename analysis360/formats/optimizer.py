@@ -148,8 +148,8 @@ def _names(
         return told, ""
     if not order.names:
         return {}, (
-            "holds no parameter names, and there are no weights in the same file to take them from "
-            "(safetensors files keep no order)"
+            "holds no parameter names, and there are no weights whose order is known to take them "
+            "from (safetensors files keep none, and the names are of no known family)"
         )
     return _by_order(state, groups, order)
 

@@ -13,6 +13,7 @@ from analysis360.formats.inert import StoredTensor
 from analysis360.formats.optimizer import Order, read_optimizer
 from analysis360.formats.sharded import base_name, check_shard, is_trainers, own_files, shards_of
 from analysis360.formats.torch_file import NotTorch, TorchFile, open_torch
+from analysis360.names import find_family, model_order
 from analysis360.storage.base import Store
 from analysis360.storage.memory import are_tied
 
@@ -33,7 +34,9 @@ class TorchFormat(Format):
 
     Weights are looked for at the top of the file and under the usual keys (``model``,
     ``state_dict`` …), single or sharded with a ``*.bin.index.json``. The optimizer's state is
-    given the names of the weights of the same file, by order, with every shape checked. Views are
+    given the names of the weights, by order, with every shape checked: the order of the same file,
+    else that of the checkpoint's other torch files, else (for safetensors, which keep none) that of
+    the model's family. Views are
     read by the span of their storage, expanded ones are left out. Both of torch's layouts are
     read: zip files, and those from before torch 1.6.
     """
@@ -57,12 +60,12 @@ class TorchFormat(Format):
         shards = shards_of(reader, (p for p in own if p.endswith(".json")))
         paths = sorted({*shards, *(p for p in own if not p.endswith(".json"))})
         found = _Found(reader)
-        for path in paths:
-            file = _open(reader, path, found)
-            if file is not None:
-                for index, keys in shards.get(path, {}).items():
-                    check_shard(store.uri, index, path, set(file.weights), keys)
-                found.add(file)
+        opened = [file for path in paths if (file := _open(reader, path, found)) is not None]
+        for file in opened:
+            for index, keys in shards.get(file.path, {}).items():
+                check_shard(store.uri, index, file.path, set(file.weights), keys)
+        for file in sorted(opened, key=lambda file: file.is_optimizer):  # names come from weights
+            found.add(file)
         if not found.tensors and not _has_safetensors(reader.files):
             why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
             raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
@@ -140,18 +143,20 @@ class _Found:
         self.tensors: dict[tuple[str, str], TensorInfo] = {}
         self.skipped: list[tuple[str, str]] = []
         self.adam, self.step = None, None  # type: Any, int | None
+        self.order = Order()
+        self._more: tuple[tuple[str, int, int], ...] = ()
 
     def index(self) -> Index:
         return Index(
             tuple(self.tensors.values()), self.adam, self.step, tuple(self.skipped),
-            self.reader.probes,
+            tuple(sorted(self.reader.probes + self._more)),
         )  # fmt: skip
 
     def add(self, file: _Opened) -> None:
         """Take weights, then the optimizer, of one file."""
         order = self._add_weights(file)
         if file.is_optimizer:
-            self._add_optimizer(file, file.root, Order())
+            self._add_optimizer(file, file.root, self._order_of_others())
         elif isinstance(file.root, dict):
             for key in _OPTIMIZER:
                 state = file.root.get(key)
@@ -179,6 +184,25 @@ class _Found:
             places.setdefault(value, name)
             order.append(name, value.shape, value.dtype)
             self._put(file, name, key, "weight", value)
+        self.order.names += order.names
+        self.order.shapes += order.shapes
+        return order
+
+    def _order_of_others(self) -> Order:
+        """Parameters of the checkpoint in their order, for an optimizer in a file of its own.
+
+        Torch files keep the order. Safetensors files don't: there it is that of the family, as
+        models of transformers have it.
+        """
+        if self.order.names or not _has_safetensors(self.reader.files):
+            return self.order
+        index = formats["safetensors"].index(self.reader.store)
+        self._more = index.probes
+        shapes = {t.name: t for t in index.tensors if t.state == "weight"}
+        family = find_family(shapes)
+        order = Order()
+        for name in (model_order(shapes, family) if family else None) or ():
+            order.append(name, shapes[name].shape, shapes[name].dtype)
         return order
 
     def _add_optimizer(self, file: _Opened, state: dict[Any, Any], order: Order) -> None:

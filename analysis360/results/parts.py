@@ -53,13 +53,14 @@ class Parts:
     folder : Path or None
     """
 
-    FLUSH_ROWS = 20_000
+    FLUSH_VALUES = 200_000
     FLUSH_SECONDS = 30.0
     """A kill costs what was measured since the last part was written."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._rows: list[Mapping[str, Any]] = []
+        self._values = 0
         self._tables: list[pa.Table] = []
         self._flushed = time.monotonic()
 
@@ -84,8 +85,9 @@ class Parts:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take rows; they are written when there are many, or after a while."""
         self._rows.extend(rows)
+        self._values += sum(len(row["values"]) for row in rows)
         late = time.monotonic() - self._flushed > self.FLUSH_SECONDS
-        if len(self._rows) >= self.FLUSH_ROWS or late:
+        if self._values >= self.FLUSH_VALUES or late:
             self.flush()
 
     def flush(self) -> None:
@@ -98,7 +100,7 @@ class Parts:
             self._tables.append(table)
         else:
             self._write(table, self.folder / "parts")
-        self._rows = []
+        self._rows, self._values = [], 0
 
     def _write(self, table: pa.Table, folder: Path) -> None:
         used = [int(p.name[5:11]) for p in folder.glob("part-*.parquet*")]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from analysis360.errors import StatisticError, TableError
 from analysis360.results.contents import Contents, Entry, Key, measure_key
 from analysis360.results.parts import KEYS, Parts
-from analysis360.stats import Statistic, Whole, merge, statistics
+from analysis360.stats import Statistic, Whole, gather, merge, statistics
 from analysis360.stats.base import Measure, Values
 from analysis360.table import INFO, KEY, check_table
 
@@ -313,10 +313,12 @@ def _column(
     fits &= (info["state"].to_numpy() == "adam") == moments
     given: list[npt.NDArray[Any]] = []
     for name in entry.inputs:
-        if name in fields:
-            values, there = fields[name]
+        if name in fields or f"{name}[0]" in fields:
+            _, there = fields[name] if name in fields else fields[f"{name}[0]"]
+            values = gather({f: v for f, (v, _) in fields.items() if f.startswith(name)}, name)
             theirs = there[owner] & (owner >= 0)
-            given.append(np.where(there, values, values[owner]))
+            mine = np.where(there, np.arange(len(there)), owner)
+            given.append(values[mine])
             fits &= there | theirs
         else:
             stored = info["opt_step" if name == "step" else name].to_numpy()

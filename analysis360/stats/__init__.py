@@ -10,7 +10,7 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, change, moments, spectrum
+from analysis360.stats import adam, bins, change, moments, spectrum
 from analysis360.stats.base import (
     SCALARS,
     STORED,
@@ -21,20 +21,23 @@ from analysis360.stats.base import (
     accumulator,
     accumulators,
     field_owner,
+    gather,
     merge,
     state,
     states,
     statistic,
     statistics,
+    vector,
     whole,
     wholes,
 )  # fmt: skip
 
 __all__ = [
     "DEFAULT", "SCALARS", "STORED", "Accumulator", "State", "Statistic", "Whole", "accumulator",
-    "accumulators", "adam", "change", "field_owner", "merge", "moments", "spectrum", "state",
-    "states", "statistic", "statistics", "whole", "wholes",
+    "accumulators", "adam", "bins", "change", "field_owner", "gather", "merge", "moments",
+    "spectrum", "state", "states", "statistic", "statistics", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(name for name in statistics if name not in spectrum.__all__)
-"""What is measured when nothing is asked for: all that one pass gives. Spectra are opt-in."""
+DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})
+"""What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
+opt-in."""

@@ -41,11 +41,13 @@ __all__ = [
     "accumulator",
     "accumulators",
     "field_owner",
+    "gather",
     "merge",
     "state",
     "states",
     "statistic",
     "statistics",
+    "vector",
     "whole",
     "wholes",
 ]
@@ -190,13 +192,41 @@ def field_owner(name: str) -> Measure:
     """
     for registry in (accumulators, wholes):
         for _, entry in registry.items():
-            if name in entry.fields:
+            if name in entry.fields or f"{name}[0]" in entry.fields:
                 return entry
-    known = sorted({f for r in (accumulators, wholes) for _, e in r.items() for f in e.fields})
+    every = (f for r in (accumulators, wholes) for _, e in r.items() for f in e.fields)
+    known = sorted({field.partition("[")[0] for field in every})
     raise StatisticError(
         f"unknown input {name!r}; results that can be named: {', '.join(known)}; "
         f"scalars: {', '.join(SCALARS)}"
     )
+
+
+def vector(name: str, size: int) -> dict[str, str]:
+    """Fields of an accumulator that are counts of one kind: a histogram.
+
+    A statistic that names `name` is given all of them, as an array.
+
+    Examples
+    --------
+    >>> vector("rows_of", 2)
+    {'rows_of[0]': 'sum', 'rows_of[1]': 'sum'}
+    """
+    return {f"{name}[{i}]": "sum" for i in range(size)}
+
+
+def gather(fields: Mapping[str, Any], name: str) -> Any:
+    """Value of a field; of a vector's name the array of its fields, those of the last axis.
+
+    Raises
+    ------
+    KeyError
+        If there is neither.
+    """
+    if name in fields or f"{name}[0]" not in fields:
+        return fields[name]
+    count = sum(field.startswith(f"{name}[") for field in fields)
+    return np.stack([fields[f"{name}[{i}]"] for i in range(count)], axis=-1)
 
 
 def _inputs(function: Callable[..., Any], allowed: Sequence[str], kind: str) -> tuple[str, ...]:
@@ -362,10 +392,10 @@ def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp
     merged = np.empty((len(starts), len(fields)))
     names = list(fields)
     reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-    for column, name in enumerate(names):
-        how = reduce.get(fields[name])
-        if how is not None:
-            merged[:, column] = how.reduceat(values[:, column], starts)
+    for kind, how in reduce.items():
+        columns = [column for column, name in enumerate(names) if fields[name] == kind]
+        if columns:
+            merged[:, columns] = how.reduceat(values[:, columns], starts, axis=0)
     if "moments" in fields.values():
         at = [names.index(name) for name in MOMENTS]
         count = values[:, names.index("count")]

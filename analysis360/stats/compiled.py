@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis360.errors import StatisticError
-from analysis360.stats import adam, change, moments
+from analysis360.stats import adam, bins, change, moments
 from analysis360.stats.base import Accumulator, Measure, Values, accumulators, merge
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def supports(measure: Measure) -> bool:
     >>> supports(wholes["largest_singular_value"])
     False
     """
-    own = measure.function in _SUMS or measure.function is adam.adam_sums
+    own = measure.function in (*_SUMS, adam.adam_sums, bins.magnitude_bins)
     return own and available()
 
 
@@ -135,6 +135,24 @@ def _run(
     """Arrays of one dtype that has a loop."""
     if measures[0].function is adam.adam_sums:
         return [_adam_sums(arrays, scalars)] * len(measures)
+    counted = [m for m in measures if m.function is bins.magnitude_bins]
+    summed = [m for m in measures if m.function is not bins.magnitude_bins]
+    found = iter(_sums(summed, arrays) if summed else ())
+    return [_bins(arrays[0]) if measure in counted else next(found) for measure in measures]
+
+
+def _bins(array: Values) -> Values:
+    from analysis360.stats import kernels
+
+    words = array.view(f"i{array.itemsize}")
+    bias, shift = (1023, 49) if array.itemsize == 8 else (127, 20 if array.itemsize == 4 else 4)
+    out = np.zeros(bins.BINS)
+    first = (bins.LOW + bias) * bins.PER_OCTAVE
+    kernels.count_bins(words, words.dtype.type(np.iinfo(words.dtype).max), shift, first, out)
+    return out
+
+
+def _sums(measures: Sequence[Accumulator], arrays: Sequence[Values]) -> list[Values]:
     from analysis360.stats import kernels
 
     loops: dict[str, Any] = {
@@ -146,8 +164,8 @@ def _run(
         asked |= getattr(kernels, _SUMS[measure.function][0])
     out = np.zeros(len(kernels.SUMS))
     loops[arrays[0].dtype.name](arrays[0], arrays[-1], asked, out)
-    found = dict(zip(kernels.SUMS, out), count=len(arrays[0]))
-    return [np.array([found[f] for f in _SUMS[m.function][1]], dtype=float) for m in measures]
+    named = dict(zip(kernels.SUMS, out), count=len(arrays[0]))
+    return [np.array([named[f] for f in _SUMS[m.function][1]], dtype=float) for m in measures]
 
 
 def _adam_sums(arrays: Sequence[Values], scalars: Mapping[str, float]) -> Values:

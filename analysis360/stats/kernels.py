@@ -24,7 +24,7 @@ with contextlib.suppress(ImportError):
 
 __all__ = [
     "ADAM", "CHANGE", "DIFFERENCE", "MOMENTS", "NORM", "SUMS", "VALUES", "adam_bfloat16",
-    "adam_float32", "adam_float64", "sums_bfloat16", "sums_float32", "sums_float64",
+    "adam_float32", "adam_float64", "count_bins", "sums_bfloat16", "sums_float32", "sums_float64",
 ]  # fmt: skip
 
 CHUNK = 2048
@@ -552,3 +552,22 @@ def adam_float32(
 
 
 adam_float64 = adam_float32
+
+
+@_jit
+def count_bins(words: Array, mask: Any, shift: int, first: int, out: Array) -> None:
+    """Count magnitudes by their leading bits; those that begin with `first` go to bin 1 of `out`.
+
+    Four counts side by side: neighbours are often alike, and one count would wait for itself.
+    """
+    kinds = (int(mask) >> shift) + 1
+    counts = np.zeros((4, kinds), dtype=np.int64)
+    rest = len(words) - len(words) % 4
+    for i in range(0, rest, 4):
+        for lane in range(4):
+            counts[lane, (words[i + lane] & mask) >> shift] += 1
+    for i in range(rest, len(words)):
+        counts[0, (words[i] & mask) >> shift] += 1
+    for place in range(kinds):
+        at = min(max(place - first + 1, 0), len(out) - 1)
+        out[at] += counts[0, place] + counts[1, place] + counts[2, place] + counts[3, place]

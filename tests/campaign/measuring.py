@@ -41,8 +41,8 @@ CALM, SHORT = 15.0, 0.4  # seconds without a byte: where nothing stalls, and whe
 def hurry(timeout=CALM):
     """Many small blocks and parts; short waits. What the package has no public knob for."""
     schedule.BLOCK = 20_000
-    assert Parts.FLUSH_ROWS
-    Parts.FLUSH_ROWS = 1
+    assert Parts.FLUSH_VALUES
+    Parts.FLUSH_VALUES = 1
     for store in (HttpRanges, HubStore):
         defaults = store.__init__.__kwdefaults__
         assert {"attempts", "backoff", "timeout"} <= set(defaults)

@@ -100,7 +100,7 @@ def world(tmp_path_factory):
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.setenv("HF_ENDPOINT", hub.endpoint)
         patch.setattr(measuring.schedule, "BLOCK", 0)  # so that all is put back in the end
-        patch.setattr(measuring.Parts, "FLUSH_ROWS", 1)
+        patch.setattr(measuring.Parts, "FLUSH_VALUES", 1)
         for store in (measuring.HttpRanges, measuring.HubStore):
             patch.setattr(store.__init__, "__kwdefaults__", dict(store.__init__.__kwdefaults__))
         measuring.hurry()

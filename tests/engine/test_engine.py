@@ -32,6 +32,7 @@ from tests.small_run import SHAPES, small_run, tensors, write_checkpoint
 
 AGAINST = ("previous", "partner", "ancestor")
 SPECTRA = ("spectral_norm", "stable_rank")
+QUANTILES = ("abs_median", "abs_p99", "abs_p999")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
 def everything(run, **given):
     from analysis360.stats import DEFAULT
 
-    return a360.plan(run, (*DEFAULT, *SPECTRA), against=AGAINST, **given)
+    return a360.plan(run, (*DEFAULT, *SPECTRA, *QUANTILES), against=AGAINST, **given)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def measure_in_a_process(folder, out):
         "from analysis360.results import Parts\n"
         "from analysis360.engine import schedule\n"
         "from analysis360.stats import DEFAULT\n"
-        "schedule.BLOCK, Parts.FLUSH_ROWS = 600, 1\n"
+        "schedule.BLOCK, Parts.FLUSH_VALUES = 600, 1\n"
         f"run = a360.open_run({str(folder)!r})\n"
         f"plan = a360.plan(run, (*DEFAULT, {', '.join(map(repr, SPECTRA))}), against={AGAINST!r})\n"
         "print('ready', len(plan.jobs), flush=True)\n"
@@ -344,7 +345,7 @@ def test_a_damaged_part_is_measured_again(folder, tmp_path, monkeypatch, caplog)
     plan = a360.plan(a360.open_run(folder), ["rms"], against=())
     from analysis360.results import Parts
 
-    monkeypatch.setattr(Parts, "FLUSH_ROWS", 1)
+    monkeypatch.setattr(Parts, "FLUSH_VALUES", 1)
     first = plan.run(tmp_path / "m", progress=False)
     part = sorted((tmp_path / "m" / "parts").glob("*.parquet"))[1]
     part.write_bytes(part.read_bytes()[:-40])
@@ -479,7 +480,7 @@ def test_full_disk(folder, tmp_path):
         "import resource, sys, analysis360 as a360\n"
         "from analysis360.results import Parts\n"
         "from analysis360.engine import schedule\n"
-        "schedule.BLOCK, Parts.FLUSH_ROWS = 600, 1\n"
+        "schedule.BLOCK, Parts.FLUSH_VALUES = 600, 1\n"
         f"plan = a360.plan(a360.open_run({str(folder)!r}), ['rms'], against=())\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "real, count = Parts._write, []\n"

@@ -1,3 +1,4 @@
+import json
 import os
 import struct
 import zipfile
@@ -18,6 +19,7 @@ from analysis360.formats.zip import ZipFile
 from analysis360.storage.base import Store
 from analysis360.storage.local import LocalStore
 from analysis360.testing import FormatTests, read_tensor
+from tests.formats import llama
 
 
 class Net(torch.nn.Module):
@@ -270,6 +272,75 @@ def test_hostile_pickle_never_runs(tmp_path):
     assert [t.name for t in index.tensors] == ["w"]
     assert index.skipped[0][0] == "x" and "not a dense tensor but" in index.skipped[0][1]
     assert not (tmp_path / "harmed").exists()
+
+
+# An optimizer in a file of its own: its names come from the weights beside it
+
+
+def as_trainer_saves(folder, weights, source):
+    """What the Trainer of transformers writes: matrices decay, in a group before the rest."""
+    order = list(source.weight)
+    groups = [[n for n in order if source.weight[n].ndim > 1]]
+    groups.append([n for n in order if source.weight[n].ndim < 2])
+    number = {name: i for i, name in enumerate(groups[0] + groups[1])}
+    step = torch.tensor(float(source.step))
+    state = {
+        number[n]: {"step": step, "exp_avg": source.exp_avg[n], "exp_avg_sq": source.exp_avg_sq[n]}
+        for n in number
+    }
+    more = {"lr": source.lr, "betas": source.betas, "eps": source.eps}
+    listed = [
+        {"params": [number[n] for n in g], "weight_decay": decay, **more}
+        for g, decay in zip(groups, (source.weight_decay, 0.0), strict=True)
+    ]
+    folder.mkdir(exist_ok=True)
+    torch.save({"state": state, "param_groups": listed}, folder / "optimizer.pt")
+    torch.save({"last_epoch": 1}, folder / "scheduler.pt")
+    weights(folder, source.weight)
+
+
+def in_safetensors(folder, weight):
+    from safetensors.torch import save_file
+
+    save_file(dict(weight), folder / "model.safetensors")
+
+
+def in_shards(folder, weight):
+    names = list(weight)
+    cut = len(names) // 2
+    files = {
+        "pytorch_model-00001-of-00002.bin": names[:cut],
+        "pytorch_model-00002-of-00002.bin": names[cut:],
+    }
+    for file, mine in files.items():
+        torch.save({n: weight[n] for n in mine}, folder / file)
+    listed = {n: file for file, mine in files.items() for n in mine}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": listed}))
+
+
+@pytest.mark.parametrize("weights", [in_safetensors, in_shards])
+def test_an_optimizer_file_beside_the_weights(tmp_path, weights):
+    source = llama.trained()
+    as_trainer_saves(tmp_path, weights, source)
+    store = LocalStore(tmp_path)
+    index = index_checkpoint(store)
+    found = {(t.name, t.state): t for t in index.tensors if t.state != "step"}
+    states = {"weight": source.weight, "exp_avg": source.exp_avg, "exp_avg_sq": source.exp_avg_sq}
+    expected = {(n, s): value for s, mine in states.items() for n, value in mine.items()}
+    assert found.keys() == expected.keys()
+    for place, tensor in found.items():
+        assert raw_at(store, tensor) == raw_of(expected[place])
+    assert index.adam == Adam(0.9, 0.95, 1e-8, weight_decay=0.1, lr=1e-2)
+    assert index.step == 3 and index.skipped == ()
+
+
+def test_names_of_no_known_family_have_no_order(tmp_path):
+    source = llama.trained()
+    renamed = {f"odd.{n}": t for n, t in source.weight.items()}
+    as_trainer_saves(tmp_path, lambda folder, _: in_safetensors(folder, renamed), source)
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert {t.state for t in index.tensors} == {"weight"}
+    assert any("the names are of no known family" in why for _, why in index.skipped)
 
 
 # Files from before torch 1.6
