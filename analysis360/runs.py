@@ -177,10 +177,15 @@ def list_runs() -> pd.DataFrame:
 
 
 def _read_description(text: bytes, where: str) -> Mapping[str, Any]:
+    """What the file beside a run's checkpoints says; keys of the catalogue alone are refused."""
     try:
-        return read_description(text.decode(), where)
+        said = read_description(text.decode(), where)
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: {error}") from error
+    for key in ("runs", "rename"):
+        if key in said:
+            raise FormatError(f"{where}: {key}: only for the catalogue; merge runs by merge_runs")
+    return said
 
 
 def _open_folder(path: Path, asked: Layout) -> Run:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import analysis360 as a360
 from analysis360 import catalog
+from analysis360.cli import main
 from analysis360.core import LearningRate, Sizes, holds_optimizer
 from analysis360.description import check_description
 from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound, StorageError
@@ -173,6 +174,20 @@ def test_organization_is_overridable(hub):
         a360.open_run("olmo-2-7b-optimizer", organization="IFM")
 
 
+def test_organization_on_the_command_line(hub, capsys):
+    checkpoint(hub.root / "IFM" / "Amber" / "ckpt_001")
+    assert main(["list", "amber", "--organization", "IFM"]) == 0
+    assert "ckpt_001" in capsys.readouterr().out
+
+
+def test_organization_of_runs_made_of_others(hub):
+    for name, ref in (("K2", "ckpt_003"), ("K2-Spike-1", "spike_ckpt_160"),
+                      ("K2-Spike-2", "spike_ckpt_186")):  # fmt: skip
+        checkpoint(hub.root / "IFM" / name / ref)
+    run = a360.open_run("k2-all", organization="IFM")
+    assert {c.uri for c in run.entries} == {f"hf://IFM/K2{s}" for s in ("", "-Spike-1", "-Spike-2")}
+
+
 def test_tags(hub):
     for step in (1000, 10_000):
         root = hub.root / "bigscience" / "bloom-560m-intermediate"
@@ -312,6 +327,12 @@ def test_optimizer_states_of_olmo_are_listed_without_asking():
     assert first.uri == "https://olmo-checkpoints.org/ai2-llm/peteish7/step0-unsharded"
     assert (last.step, last.branch) == (928_000, "stage1")
     assert set(run.checkpoints["states"]) == {"weights+optimizer"}
+
+
+def test_keys_of_the_catalogue_alone(tmp_path):
+    (tmp_path / "analysis360.toml").write_text('runs = ["k2"]')
+    with pytest.raises(FormatError, match="analysis360.toml: runs: only for the catalogue; merge"):
+        a360.open_run(tmp_path)
 
 
 def test_steps_of_a_description_that_cannot_be():
