@@ -21,6 +21,7 @@ from analysis360.errors import CheckpointNotFound, FormatError
 __all__ = [
     "DTYPE_BYTES",
     "Adam",
+    "Batch",
     "Checkpoint",
     "Event",
     "Fork",
@@ -223,6 +224,65 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences a step that rise from `start` to `stop` while the first `samples` are seen.
+
+    They rise by `by` whenever another equal share of the samples was seen, as in Megatron.
+
+    Attributes
+    ----------
+    start, stop, by : int
+        Sequences.
+    samples : int
+        Sequences seen when `stop` is reached.
+    length : int
+        Tokens of a sequence.
+
+    Raises
+    ------
+    FormatError
+        If `stop` is not reached from `start`.
+
+    Examples
+    --------
+    >>> lucie = Batch(start=256, stop=1024, by=64, samples=10_000_000, length=4096)
+    >>> lucie.seen(753_851)  # the model card says 762,144,586
+    762144064
+    """
+
+    start: int
+    stop: int
+    by: int
+    samples: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.stop <= self.start or (self.stop - self.start) % self.by:
+            raise FormatError(f"a batch of {self.start} does not rise to {self.stop} by {self.by}")
+
+    def seen(self, step: int) -> int:
+        """Sequences seen after a number of steps."""
+        return int(self.counts(np.asarray([step], dtype=np.float64))[0])
+
+    def tokens(self, step: int) -> int:
+        """Tokens seen after a number of steps."""
+        return self.seen(step) * self.length
+
+    def counts(self, steps: np.ndarray) -> np.ndarray:
+        """Sequences seen after each of several numbers of steps."""
+        sizes = np.arange(self.start, self.stop + self.by, self.by, dtype=np.float64)
+        share = self.samples / (len(sizes) - 1)
+        began, seen = [0], [0]  # of each size: steps and sequences before it
+        for stage, size in enumerate(range(self.start, self.stop, self.by), start=1):
+            done = max(0, math.ceil((stage * share - seen[-1]) / size))
+            began.append(began[-1] + done)
+            seen.append(seen[-1] + done * size)
+        now = np.searchsorted(began, steps, side="right") - 1
+        found: np.ndarray = np.asarray(seen)[now] + (steps - np.asarray(began)[now]) * sizes[now]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class LearningRate:
     """Linear warm-up from zero to `peak`, then a way down to `final`, reached at step `total`.
 
@@ -238,6 +298,9 @@ class LearningRate:
     floor : float
         After the warm-up the rate is never less. So trainers are described whose cosine goes to
         zero, but is cut off where it reaches a least rate.
+    batch : Batch or None
+        Where it was a function of sequences seen, and their number a step rose: `warmup` and
+        `total` are then sequences.
 
     Raises
     ------
@@ -259,6 +322,7 @@ class LearningRate:
     total: int
     kind: str = "cosine"
     floor: float = 0.0
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _WAYS_DOWN:
@@ -276,10 +340,11 @@ class LearningRate:
         return float(self._values(np.arange(start + 1, stop + 1, dtype=np.float64)).sum())
 
     def _values(self, step: np.ndarray) -> np.ndarray:
-        rising = self.peak * step / max(self.warmup, 1)
-        done = np.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
+        at = step if self.batch is None else self.batch.counts(step)
+        rising = self.peak * at / max(self.warmup, 1)
+        done = np.clip((at - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
         falling = self.final + (self.peak - self.final) * _WAYS_DOWN[self.kind](done)
-        return np.where(step < self.warmup, rising, np.maximum(falling, self.floor))
+        return np.where(at < self.warmup, rising, np.maximum(falling, self.floor))
 
 
 _WAYS_DOWN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from analysis360.core import Adam, Event, Fork, LearningRate
+from analysis360.core import Adam, Batch, Event, Fork, LearningRate
 from analysis360.errors import FormatError
 
 __all__ = ["check_description", "compile_pattern", "made", "read_description"]
@@ -87,6 +87,7 @@ _STEPS = _Key('a list of steps and of ranges such as "1000:9000:1000"', _are_ste
 _SIZE = _Key("a number from 0 on", lambda v: _is_number(v) and v >= 0, float)
 _BETA = _Key("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1, float)
 
+_UNIT = _Key('"steps" or "samples"', lambda v: v in ("steps", "samples"))
 _YES = _Key("true or false", lambda v: isinstance(v, bool))
 
 _KEYS: Mapping[str, Any] = {
@@ -105,7 +106,7 @@ _KEYS: Mapping[str, Any] = {
     },
     "learning_rate": {
         "peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT, "kind": _TEXT,
-        "floor": _SIZE,
+        "floor": _SIZE, "unit": _UNIT,
     },
     "forks": [{"branch": _TEXT, "parent": _TEXT, "number": _STEP, "step": _STEP}],
     "events": [{"branch": _TEXT, "step": _STEP, "label": _TEXT}],
@@ -136,6 +137,13 @@ def check_description(said: Mapping[str, Any], where: str) -> dict[str, Any]:
             named["pattern"] = compile_pattern(named["pattern"])
     except ValueError as error:
         raise FormatError(f"{where}: checkpoints.pattern: {error}") from error
+    if "batch" in named:
+        named["batch"] = made(Batch, named["batch"], f"{where}: checkpoints.batch")
+    rate = checked.get("learning_rate", {})
+    if rate.pop("unit", "steps") == "samples":
+        if "batch" not in named:
+            raise FormatError(f"{where}: learning_rate.unit = 'samples' needs checkpoints.batch")
+        rate["batch"] = named["batch"]
     for key, kind in _NOUNS.items():
         if isinstance(checked.get(key), list):
             checked[key] = tuple(made(kind, entry, f"{where}: {key}") for entry in checked[key])

@@ -108,13 +108,13 @@ def open_run(
         raise RunNotFound(
             f"organization={organization!r} is for runs of the catalogue, and {text!r} is none"
         )
-    path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
-    if path.exists():
-        return _open_folder(path, asked)
     if text.startswith(("http://", "https://")):
         return open_web(text, {}, asked, pattern, steps, files)
     if steps is not None or files is not None:
         raise RunNotFound(f"steps= and files= are for web servers; {text} has a list of its files")
+    path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
+    if path.exists():
+        return _open_folder(path, asked)
     if text in catalog.names():
         return _open_named(text, asked, organization)
     if "://" in text and not text.startswith("hf://"):

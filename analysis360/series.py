@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from analysis360.core import Checkpoint, Fork, Run
+from analysis360.core import Batch, Checkpoint, Fork, Run
 from analysis360.errors import CheckpointNotFound, FormatError
 
 __all__ = [
@@ -116,34 +116,6 @@ class Layout:
         return f"{'asked for' if self.said else 'tried'} {shown}"
 
 
-class Batch(NamedTuple):
-    """Sequences a step that rise in equal stages while the first `samples` are seen (Megatron).
-
-    Examples
-    --------
-    >>> lucie = Batch(start=256, stop=1024, by=64, samples=10_000_000, length=4096)
-    >>> lucie.tokens(753_851) / 4096 / 762_144_586  # samples, of those on the model card
-    0.99999...
-    """
-
-    start: int
-    stop: int
-    by: int
-    samples: int
-    length: int
-
-    def tokens(self, step: int) -> int:
-        """Tokens seen after a number of steps."""
-        seen, left = 0, step
-        each = self.samples / max(1, (self.stop - self.start) // self.by)
-        for stage, size in enumerate(range(self.start, self.stop, self.by)):
-            # A stage ends with the first step that reaches its share of the samples.
-            needed = max(0, -int(-((stage + 1) * each - seen) // size))
-            done = min(left, needed)
-            seen, left = seen + done * size, left - done
-        return (seen + left * self.stop) * self.length
-
-
 def layout_of(said: Mapping[str, Any], asked: Layout) -> Layout:
     """What was asked for, else what a description says, else the names in common use."""
     named = said.get("checkpoints", {})
@@ -158,7 +130,7 @@ def layout_of(said: Mapping[str, Any], asked: Layout) -> Layout:
         named.get("folder", "."),
         said=bool(given),
         steps_at_zero=named.get("steps_at_zero", 0),
-        batch=None if batch is None else Batch(**batch),
+        batch=batch,
         steps_before=named.get("steps_before", {}),
         numbers=named.get("numbers", {}),
         folders=named.get("folders", False),

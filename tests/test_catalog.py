@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 import analysis360 as a360
 from analysis360 import catalog
 from analysis360.cli import main
-from analysis360.core import LearningRate, Sizes, holds_optimizer
+from analysis360.core import Batch, LearningRate, Sizes, holds_optimizer
 from analysis360.description import check_description
 from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound, StorageError
-from analysis360.series import Batch, Layout, layout_of
+from analysis360.series import Layout, layout_of
 from tests.hub_server import HubServer
 from tests.storage.servers import Files
 
@@ -131,8 +131,24 @@ def test_learning_rates_of_others():
     olmo = described("olmo-2-7b")["learning_rate"]
     # what stage 2 begins with: configs/official-1124/OLMo2-7B-stage2-seed42.yaml
     assert olmo.at(928_000) == pytest.approx(6.1499e-5, rel=1e-4)
-    for name in ("crystalcoder", "lucie-7b", "map-neo-7b", "pythia-410m-seed3"):
+    lucie = described("lucie-7b")["learning_rate"]
+    assert lucie.at(753_851) == pytest.approx(3e-5)
+    # 3256 steps of 256 samples, 2605 of 320, and what is left of 2 M samples in steps of 384
+    assert lucie.at(3256 + 2604 + 867) < lucie.peak == pytest.approx(lucie.at(6729), rel=1e-6)
+    bloom = described("bloom-560m")["learning_rate"]
+    assert bloom.at(477) == pytest.approx(3e-4 * 477 * 192 / 183_105)
+    assert bloom.at(659_500) == pytest.approx(3e-5, rel=0.3)  # before the end of the cosine
+    for name in ("crystalcoder", "map-neo-7b", "pythia-410m-seed3"):
         assert "learning_rate" not in described(name)
+
+
+def test_batches_and_units_that_cannot_be():
+    batch = {"start": 2, "stop": 7, "by": 2, "samples": 9, "length": 1}
+    with pytest.raises(FormatError, match="x: checkpoints.batch: a batch of 2 does not rise to 7"):
+        check_description({"checkpoints": {"batch": batch}}, "x")
+    rate = {"peak": 1, "final": 0, "warmup": 1, "total": 9, "unit": "samples"}
+    with pytest.raises(FormatError, match="unit = 'samples' needs checkpoints.batch"):
+        check_description({"learning_rate": rate}, "x")
 
 
 def test_kinds_of_learning_rate():
