@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from analysis360.core import Label
@@ -70,13 +70,18 @@ class _Family:
     fused: tuple[tuple[re.Pattern[str], str, Fused], ...]
     columns: bool
 
-    def find(self, name: str) -> tuple[int, re.Match[str], str] | None:
-        """Place in the table, match and module of a name."""
-        for place, (pattern, module) in enumerate(self.patterns):
-            match = pattern.fullmatch(name)
-            if match:
-                return place, match, module
-        return None
+
+Found = tuple[int, re.Match[str], str]
+"""Place in the table, match and module of a name."""
+
+
+@lru_cache(maxsize=1 << 16)  # every checkpoint of a run has the same names
+def _find(family: str, name: str) -> Found | None:
+    for place, (pattern, module) in enumerate(_family(family).patterns):
+        match = pattern.fullmatch(name)
+        if match:
+            return place, match, module
+    return None
 
 
 @cache
@@ -150,7 +155,7 @@ def label(name: str, family: str | None = None) -> Label:
         found = label(head["name"], family)
         return Label(found.layer, found.module, found.param, found.expert, int(head["head"]))
     for table in [family] if family else families():
-        known = _family(table).find(name)
+        known = _find(table, name)
         if known is not None:
             _, match, module = known
             said = match.groupdict()
@@ -183,7 +188,7 @@ def find_family(names: Iterable[str]) -> str | None:
     'gpt-neox'
     """
     names = list(names)
-    known = {f: sum(_family(f).find(n) is not None for n in names) for f in families()}
+    known = {f: sum(_find(f, n) is not None for n in names) for f in families()}
     best = max(known, key=lambda f: (known[f], f == "llama"))
     return best if known[best] else None
 
@@ -224,7 +229,7 @@ def model_order(names: Iterable[str], family: str) -> list[str] | None:
     first = min(layered, default=0)
     placed = []
     for name in names:
-        found = table.find(name)
+        found = _find(family, name)
         if found is None:
             return None
         place, match, _ = found

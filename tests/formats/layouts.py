@@ -1,0 +1,83 @@
+"""The same small trained model in every layout: what a reader must give is the same for all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.formats.llama import Sizes, Trained, trained
+
+SIZES = Sizes(layers=2, hidden=16, heads=4, kv_heads=4, ffn=24, vocab=32)
+"""Small, so that a damaged one is read in milliseconds."""
+
+
+def _state_dict(model: Trained) -> dict:
+    numbers = {name: i for i, name in enumerate(model.weight)}
+    state = {
+        i: {"step": torch.tensor(float(model.step)), "exp_avg": model.exp_avg[n],
+            "exp_avg_sq": model.exp_avg_sq[n]}
+        for n, i in numbers.items()
+    }  # fmt: skip
+    group = {"params": list(numbers.values()), "lr": model.lr, "betas": model.betas,
+             "eps": model.eps, "weight_decay": model.weight_decay}  # fmt: skip
+    return {"state": state, "param_groups": [group]}
+
+
+def _config(folder: Path, model: Trained) -> None:
+    (folder / "config.json").write_text(json.dumps(model.sizes.config))
+
+
+def safetensors(folder: Path, model: Trained) -> None:
+    """Two shards with an index, and named optimizer states."""
+    names = list(model.weight)
+    cut = len(names) // 2
+    files = {f"model-0000{i + 1}-of-00002.safetensors": part for i, part in
+             enumerate((names[:cut], names[cut:]))}  # fmt: skip
+    for file, mine in files.items():
+        save_file({n: model.weight[n] for n in mine}, folder / file)
+    index = {"weight_map": {n: file for file, mine in files.items() for n in mine}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    states = {
+        f"{n}.{s}": t
+        for s, mine in model.states().items()
+        if s != "weight"
+        for n, t in mine.items()
+    }
+    told = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": model.step}
+    save_file(states, folder / "optimizer.safetensors", {k: str(v) for k, v in told.items()})
+
+
+def torch_save(folder: Path, model: Trained) -> None:
+    """Model and optimizer in one file."""
+    torch.save({"model": model.weight, "optimizer": _state_dict(model)}, folder / "ckpt.pt")
+
+
+def torch_legacy(folder: Path, model: Trained) -> None:
+    """The same, as torch before 1.6 wrote it."""
+    saved = {"model": model.weight, "optimizer": _state_dict(model)}
+    torch.save(saved, folder / "ckpt.pt", _use_new_zipfile_serialization=False)
+
+
+def trainer(folder: Path, model: Trained) -> None:
+    """Weights in safetensors, the optimizer in a file of its own."""
+    save_file(model.weight, folder / "model.safetensors")
+    torch.save(_state_dict(model), folder / "optimizer.pt")
+
+
+LAYOUTS: dict[str, Callable[[Path, Trained], None]] = {
+    "safetensors": safetensors,
+    "torch": torch_save,
+    "torch before 1.6": torch_legacy,
+    "Trainer": trainer,
+}
+
+
+def write(layout: str, folder: Path, sizes: Sizes = SIZES) -> Trained:
+    """Write the model in one of `LAYOUTS`, and give it."""
+    model = trained(sizes)
+    LAYOUTS[layout](folder, model)
+    return model
