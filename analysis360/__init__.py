@@ -11,7 +11,7 @@ The nouns:
 
 >>> import analysis360 as a360
 >>> a360.list_runs()["name"].tolist()[:1]
-['k2']
+['amber']
 """
 
 from importlib import import_module as _import_module
@@ -25,6 +25,7 @@ if _TYPE_CHECKING:
     from analysis360.branches import compare_branches as compare_branches
     from analysis360.branches import rank_layers as rank_layers
     from analysis360.branches import shares as shares
+    from analysis360.catalog import disclosures as disclosures
     from analysis360.core import Checkpoint as Checkpoint
     from analysis360.core import Label as Label
     from analysis360.core import Run as Run
@@ -33,6 +34,8 @@ if _TYPE_CHECKING:
     from analysis360.engine import plan as plan
     from analysis360.live import measure as measure
     from analysis360.logs import read_loss as read_loss
+    from analysis360.merge import merge_runs as merge_runs
+    from analysis360.merge import same_files as same_files
     from analysis360.plots import plot_benchmarks as plot_benchmarks
     from analysis360.plots import plot_divergence as plot_divergence
     from analysis360.plots import plot_layers as plot_layers
@@ -51,7 +54,8 @@ if _TYPE_CHECKING:
 # loads neither torch nor matplotlib, and a laptop that only draws needs neither at all.
 _HOME = {
     "Checkpoint": "core", "Label": "core", "Run": "core", "TensorInfo": "core",
-    "open_run": "runs", "list_runs": "runs",
+    "open_run": "runs", "list_runs": "runs", "merge_runs": "merge", "same_files": "merge",
+    "disclosures": "catalog",
     "Plan": "engine", "plan": "engine", "measure": "live",
     "load_table": "results", "read_provenance": "results",
     "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",

@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     listing.add_argument("run", nargs="?", help="name, Hub repository, or folder")
     listing.add_argument("--pattern", help="how checkpoints are named, e.g. 'step_{step}.pt'")
+    _organization(listing)
     listing.set_defaults(function=_list)
 
     planning = commands.add_parser("plan", help="say what would be read, held and skipped")
@@ -126,9 +127,16 @@ def _quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _organization(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--organization", help="owner of a run's repositories, if they were moved, e.g. IFM"
+    )
+
+
 def _selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="name (see `analysis360 list`), Hub repository, or folder")
     parser.add_argument("--pattern", help="how checkpoints are named, e.g. 'step_{step}.pt'")
+    _organization(parser)
     parser.add_argument("--branch", action="append", help="keep this branch; may be repeated")
     parser.add_argument("--number", type=_range, help="checkpoint numbers, e.g. 160 or 160:194")
     parser.add_argument("--step", type=_range, help="training steps, e.g. 1000:2000")
@@ -171,7 +179,8 @@ def _range(text: str) -> int | slice:
 def _planned(given: argparse.Namespace, probe: bool = False) -> Plan:
     import analysis360 as a360
 
-    run = a360.open_run(given.run, pattern=given.pattern).select(
+    run = a360.open_run(given.run, pattern=given.pattern, organization=given.organization)
+    run = run.select(
         branch=given.branch, number=given.number, step=given.step, layers=given.layers,
         modules=given.module,
     )  # fmt: skip
@@ -199,11 +208,11 @@ def _measure(given: argparse.Namespace) -> None:
 def _list(given: argparse.Namespace) -> None:
     import analysis360 as a360
 
-    frame = (
-        a360.list_runs()
-        if given.run is None
-        else a360.open_run(given.run, pattern=given.pattern).checkpoints
-    )
+    if given.run is None:
+        frame = a360.list_runs()[["name", "states", "source", "title"]].fillna("")
+    else:
+        run = a360.open_run(given.run, pattern=given.pattern, organization=given.organization)
+        frame = run.checkpoints.drop(columns="uri")
     print(frame.to_string(index=False))
 
 

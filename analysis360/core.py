@@ -8,7 +8,7 @@ contiguous byte range. A `Label` says what the tensor is in the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, SupportsIndex
@@ -21,6 +21,7 @@ from analysis360.errors import CheckpointNotFound, FormatError
 __all__ = [
     "DTYPE_BYTES",
     "Adam",
+    "Batch",
     "Checkpoint",
     "Event",
     "Fork",
@@ -28,7 +29,9 @@ __all__ = [
     "LearningRate",
     "Part",
     "Run",
+    "Sizes",
     "TensorInfo",
+    "holds_optimizer",
 ]
 
 DTYPE_BYTES: Mapping[str, int] = {
@@ -223,22 +226,110 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences a step that rise from `start` to `stop` while the first `samples` are seen.
+
+    They rise by `by` whenever another equal share of the samples was seen, as in Megatron.
+
+    Attributes
+    ----------
+    start, stop, by : int
+        Sequences.
+    samples : int
+        Sequences seen when `stop` is reached.
+    length : int
+        Tokens of a sequence.
+
+    Raises
+    ------
+    FormatError
+        If `stop` is not reached from `start`.
+
+    Examples
+    --------
+    >>> lucie = Batch(start=256, stop=1024, by=64, samples=10_000_000, length=4096)
+    >>> lucie.seen(753_851)  # the model card says 762,144,586
+    762144064
+    """
+
+    start: int
+    stop: int
+    by: int
+    samples: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.stop <= self.start or (self.stop - self.start) % self.by:
+            raise FormatError(f"a batch of {self.start} does not rise to {self.stop} by {self.by}")
+
+    def seen(self, step: int) -> int:
+        """Sequences seen after a number of steps."""
+        return int(self.counts(np.asarray([step], dtype=np.float64))[0])
+
+    def tokens(self, step: int) -> int:
+        """Tokens seen after a number of steps."""
+        return self.seen(step) * self.length
+
+    def counts(self, steps: np.ndarray) -> np.ndarray:
+        """Sequences seen after each of several numbers of steps."""
+        sizes = np.arange(self.start, self.stop + self.by, self.by, dtype=np.float64)
+        share = self.samples / (len(sizes) - 1)
+        began, seen = [0], [0]  # of each size: steps and sequences before it
+        for stage, size in enumerate(range(self.start, self.stop, self.by), start=1):
+            done = max(0, math.ceil((stage * share - seen[-1]) / size))
+            began.append(began[-1] + done)
+            seen.append(seen[-1] + done * size)
+        now = np.searchsorted(began, steps, side="right") - 1
+        found: np.ndarray = np.asarray(seen)[now] + (steps - np.asarray(began)[now]) * sizes[now]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class LearningRate:
-    """Linear warm-up from zero, then a cosine from `peak` to `final` at step `total`.
+    """Linear warm-up from zero to `peak`, then a way down to `final`, reached at step `total`.
 
     Training step ``s`` (the first is 1) runs at ``at(s)``.
+
+    Attributes
+    ----------
+    peak, final : float
+    warmup, total : int
+        Steps. After `total` the rate stays at `final`.
+    kind : {"cosine", "linear", "constant"}
+        The way down; a constant one stays at `peak`, whatever `final` says.
+    floor : float
+        After the warm-up the rate is never less. So trainers are described whose cosine goes to
+        zero, but is cut off where it reaches a least rate.
+    batch : Batch or None
+        Where it was a function of sequences seen, and their number a step rose: `warmup` and
+        `total` are then sequences.
+
+    Raises
+    ------
+    FormatError
+        If there is no such kind.
 
     Examples
     --------
     >>> k2 = LearningRate(peak=1.5e-4, final=1.5e-5, warmup=2000, total=338760)
     >>> f"{k2.at(150560):.3e}", f"{k2.sum(150560 - 941, 150560):.3e}"
     ('9.491e-05', '8.958e-02')
+    >>> LearningRate(peak=1.0, final=0.0, warmup=0, total=100, kind="linear", floor=0.1).at(95)
+    0.1
     """
 
     peak: float
     final: float
     warmup: int
     total: int
+    kind: str = "cosine"
+    floor: float = 0.0
+    batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in _WAYS_DOWN:
+            known = ", ".join(_WAYS_DOWN)
+            raise FormatError(f"learning rate of kind {self.kind!r}; allowed: {known}")
 
     def at(self, step: float) -> float:
         """Learning rate in force at training step `step`."""
@@ -251,10 +342,20 @@ class LearningRate:
         return float(self._values(np.arange(start + 1, stop + 1, dtype=np.float64)).sum())
 
     def _values(self, step: np.ndarray) -> np.ndarray:
-        rising = self.peak * step / max(self.warmup, 1)
-        done = np.clip((step - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
-        falling = self.final + (self.peak - self.final) * 0.5 * (1.0 + np.cos(np.pi * done))
-        return np.where(step < self.warmup, rising, falling)
+        at = step if self.batch is None else self.batch.counts(step)
+        rising = self.peak * at / max(self.warmup, 1)
+        done = np.clip((at - self.warmup) / max(self.total - self.warmup, 1), 0.0, 1.0)
+        falling = self.final + (self.peak - self.final) * _WAYS_DOWN[self.kind](done)
+        return np.where(at < self.warmup, rising, np.maximum(falling, self.floor))
+
+
+_WAYS_DOWN: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "cosine": lambda done: 0.5 * (1.0 + np.cos(np.pi * done)),
+    "linear": lambda done: 1.0 - done,
+    "constant": np.ones_like,
+}
+"""Kinds of learning rate: share of the way from `final` to `peak` that is left when a share of the
+steps after the warm-up is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +398,51 @@ class Event:
     label: str
 
 
+class Sizes(Mapping[str, int]):
+    """Names of files whose sizes cost a request each, which is made when a size is needed.
+
+    Parameters
+    ----------
+    names : iterable of str
+    ask : callable
+        From a name to its size in bytes; called once for each.
+
+    Examples
+    --------
+    >>> sizes = Sizes(["a.bin", "b.bin"], len)
+    >>> list(sizes), sizes.known, sizes["a.bin"], dict(sizes), sizes.known
+    (['a.bin', 'b.bin'], False, 5, {'a.bin': 5, 'b.bin': 5}, True)
+    """
+
+    def __init__(self, names: Iterable[str], ask: Callable[[str], int]) -> None:
+        self._sizes: dict[str, int | None] = dict.fromkeys(names)
+        self._ask = ask
+
+    @property
+    def known(self) -> bool:
+        """Whether every size has been asked for."""
+        return None not in self._sizes.values()
+
+    def __getitem__(self, name: str) -> int:
+        size = self._sizes[name]
+        if size is None:
+            size = self._sizes[name] = self._ask(name)
+        return size
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __contains__(self, name: object) -> bool:  # a name is there before its size is known
+        return name in self._sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __reduce__(self) -> tuple[type[dict[str, int]], tuple[dict[str, int]]]:
+        """Copies, and what is pickled, are plain: they hold no connection."""
+        return dict, (dict(self),)
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One checkpoint of a run.
@@ -311,11 +457,15 @@ class Checkpoint:
     uri : str
         Where the files are: a folder, a file, ``hf://owner/name``, ``memory://…``.
     revision : str
-        Commit hash on the Hub; a fingerprint of names, sizes and times for a folder.
+        Commit hash on the Hub; a fingerprint of names, sizes and times for a folder; of the
+        address and the names alone for a plain web server, which tells no more.
     name : str
         The branch, tag, folder or file it was found under, for example ``"spike_ckpt_160"``.
     files : mapping of str to int
         Path inside the checkpoint to size in bytes.
+    hashes : mapping of str to str
+        Path to hash of the content, for the files where a listing told one: ``"sha256:…"``, or
+        ``"git:…"`` for a small file on the Hub. Of one kind, equal hashes are equal contents.
     """
 
     run: str
@@ -327,6 +477,13 @@ class Checkpoint:
     revision: str
     name: str
     files: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+    hashes: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Size of all files; None where it has not been asked for yet, see `Sizes`."""
+        asked = not isinstance(self.files, Sizes) or self.files.known
+        return sum(self.files.values()) if asked else None
 
     @property
     def order(self) -> int:
@@ -408,6 +565,9 @@ class Run:
     events : tuple of Event
     sources : mapping of str to tuple of str
         Paths of logs and results, relative to `home`: ``loss``, ``heldout``, ``benchmarks``.
+    published : mapping of str to str
+        Where its makers put what is not in `home`, for people to open: ``loss``, ``benchmarks``,
+        ``paper``, ``code``…
     layers, modules : selections of tensors, see `select`
     """
 
@@ -421,6 +581,7 @@ class Run:
     forks: tuple[Fork, ...] = ()
     events: tuple[Event, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
     layers: Selector = None
     modules: Selector = None
 
@@ -430,18 +591,21 @@ class Run:
 
     @property
     def checkpoints(self) -> pd.DataFrame:
-        """One row per checkpoint: branch, number, step, tokens, name, files, bytes, revision."""
+        """One row per checkpoint: branch, number, step, tokens, name, states, bytes, revision, uri.
+
+        Bytes are missing where they have not been asked for yet, as on a plain web server.
+        """
         rows = [
             {
                 "branch": c.branch, "number": c.number, "step": c.step, "tokens": c.tokens,
-                "name": c.name, "states": _states(c.files), "bytes": sum(c.files.values()),
-                "revision": c.revision[:12],
+                "name": c.name, "states": _states(c.files), "bytes": c.nbytes,
+                "revision": c.revision[:12], "uri": c.uri,
             }
             for c in self.entries
         ]  # fmt: skip
         columns = ["branch", "number", "step", "tokens", "name", "states", "bytes", "revision"]
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame.astype({"number": "Int64", "step": "Int64", "tokens": "Int64"})
+        frame = pd.DataFrame(rows, columns=[*columns, "uri"])
+        return frame.astype(dict.fromkeys(("number", "step", "tokens", "bytes"), "Int64"))
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -514,15 +678,36 @@ class Run:
         return "; ".join(said)
 
     def __repr__(self) -> str:
-        total = sum(sum(c.files.values()) for c in self.entries)
-        return f"Run {self.name!r} at {self.home}: {self._summary()}; {total / 1e9:,.3g} GB"
+        sizes = [c.nbytes for c in self.entries]
+        total = sum(size for size in sizes if size is not None)
+        said = f"{total / 1e9:,.3g} GB" if None not in sizes else "sizes are asked for when needed"
+        return f"Run {self.name!r} at {self.home}: {self._summary()}; {said}"
 
 
 def _states(files: Mapping[str, int]) -> str:
     """What a listing of names promises: exact states are known once headers are read."""
-    names = [path.rsplit("/", 1)[-1].lower() for path in files]
-    optimizer = any("optim" in n for n in names)
-    model = any(
-        n.endswith((".safetensors", ".bin", ".pt", ".pth")) and "optim" not in n for n in names
+    optimizer = [path for path in files if holds_optimizer(path)]
+    # Megatron and torch's distributed checkpoints have both in one file or folder; DeepSpeed's
+    # universal form has one file a state.
+    model = any("model" in path for path in optimizer) or any(
+        path.endswith((".safetensors", ".bin", ".pt", ".pth")) and path not in optimizer
+        for path in files
     )
     return "+".join(s for s, there in (("weights", model), ("optimizer", optimizer)) if there)
+
+
+def holds_optimizer(path: str) -> bool:
+    """Whether a file is named as those are in which trainers keep Adam's moments.
+
+    Known are ``optimizer*`` and ``optim.*``, ``model_optim_rng.pt`` and ``distrib_optim.pt``
+    (Megatron), ``*_optim_states.pt`` and ``exp_avg*.pt`` (DeepSpeed), ``model_and_optim/`` (OLMo).
+
+    Examples
+    --------
+    >>> holds_optimizer("zero/lm_head.weight/exp_avg_sq.pt"), holds_optimizer("model.safetensors")
+    (True, False)
+    """
+    *folders, name = path.lower().split("/")
+    tensors = name.endswith((".safetensors", ".bin", ".pt", ".pth", ".tar", ".distcp"))
+    said = any("optim" in part for part in (*folders[-2:], name))
+    return tensors and (said or name.startswith("exp_avg"))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
-from analysis360.core import Adam, Event, Fork, LearningRate
+from analysis360.core import Adam, Batch, Event, Fork, LearningRate
 from analysis360.errors import FormatError
 
-__all__ = ["compile_pattern", "made", "read_description"]
+__all__ = ["check_description", "compile_pattern", "made", "read_description"]
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -51,6 +51,26 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_steps(value: object) -> bool:
+    """Whether it lists steps: numbers, and ranges such as ``"1000:9000:1000"``, ends included."""
+    return isinstance(value, list) and all(
+        (_is_whole(v) and v >= 0)
+        or (isinstance(v, str) and re.fullmatch(r"\d+:\d+:[1-9]\d*", v) is not None)
+        for v in value
+    )
+
+
+def _steps(value: list[int | str]) -> tuple[int, ...]:
+    found: set[int] = set()
+    for entry in value:
+        if isinstance(entry, int):
+            found.add(entry)
+            continue
+        start, stop, by = map(int, entry.split(":"))
+        found |= set(range(start, stop + 1, by))
+    return tuple(sorted(found))
+
+
 def _are_texts(value: object) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and all(isinstance(text, str) for text in value)
@@ -63,23 +83,35 @@ _TEXTS = _Key(
 )
 _COUNT = _Key("a whole number from 1 on", lambda v: _is_whole(v) and v >= 1)
 _STEP = _Key("a whole number from 0 on", lambda v: _is_whole(v) and v >= 0)
+_STEPS = _Key('a list of steps and of ranges such as "1000:9000:1000"', _are_steps, _steps)
 _SIZE = _Key("a number from 0 on", lambda v: _is_number(v) and v >= 0, float)
 _BETA = _Key("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1, float)
 
+_UNIT = _Key('"steps" or "samples"', lambda v: v in ("steps", "samples"))
+_YES = _Key("true or false", lambda v: isinstance(v, bool))
+
 _KEYS: Mapping[str, Any] = {
-    "name": _TEXT, "title": _TEXT, "source": _TEXT, "family": _TEXT,
+    "name": _TEXT, "title": _TEXT, "source": _TEXT, "family": _TEXT, "states": _TEXT,
     "checkpoints": {
         "pattern": _TEXT, "folder": _TEXT, "steps_per_number": _COUNT, "tokens_per_step": _COUNT,
-        "unnamed_branch": _TEXT, "unstepped_branches": _TEXTS,
+        "unnamed_branch": _TEXT, "unstepped_branches": _TEXTS, "folders": _YES,
+        "steps_at_zero": _STEP, "steps_before": {"*": _STEP}, "numbers": {"*": _STEP},
+        "steps": _STEPS, "files": _TEXTS,
+        "batch": {"start": _COUNT, "stop": _COUNT, "by": _COUNT, "samples": _COUNT,
+                  "length": _COUNT},
     },
     "adam": {
         "beta1": _BETA, "beta2": _BETA, "eps": _SIZE, "weight_decay": _SIZE, "clip": _SIZE,
         "lr": _SIZE,
     },
-    "learning_rate": {"peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT},
+    "learning_rate": {
+        "peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT, "kind": _TEXT,
+        "floor": _SIZE, "unit": _UNIT,
+    },
     "forks": [{"branch": _TEXT, "parent": _TEXT, "number": _STEP, "step": _STEP}],
     "events": [{"branch": _TEXT, "step": _STEP, "label": _TEXT}],
-    "sources": {"*": _TEXTS},
+    "sources": {"*": _TEXTS}, "published": {"*": _TEXT},
+    "runs": _TEXTS, "rename": {"*": {"*": _TEXT}},
 }  # fmt: skip
 """Keys of a description: tables, lists of tables, and values; ``*`` is any other key."""
 
@@ -92,13 +124,26 @@ def read_description(text: str, where: str) -> dict[str, Any]:
         said = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FormatError(f"{where}: {error}") from error
+    return check_description(said, where)
+
+
+def check_description(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check what was read, and make the nouns of it; errors begin with `where`."""
     checked: dict[str, Any] = _checked(said, _KEYS, where, "")
     named = checked.get("checkpoints", {})
     try:
         if "pattern" in named:
+            named["template"] = named["pattern"]
             named["pattern"] = compile_pattern(named["pattern"])
     except ValueError as error:
         raise FormatError(f"{where}: checkpoints.pattern: {error}") from error
+    if "batch" in named:
+        named["batch"] = made(Batch, named["batch"], f"{where}: checkpoints.batch")
+    rate = checked.get("learning_rate", {})
+    if rate.pop("unit", "steps") == "samples":
+        if "batch" not in named:
+            raise FormatError(f"{where}: learning_rate.unit = 'samples' needs checkpoints.batch")
+        rate["batch"] = named["batch"]
     for key, kind in _NOUNS.items():
         if isinstance(checked.get(key), list):
             checked[key] = tuple(made(kind, entry, f"{where}: {key}") for entry in checked[key])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,10 +14,14 @@ from urllib.request import url2pathname
 
 import pandas as pd
 
-from analysis360.core import Checkpoint, Fork, Run
-from analysis360.description import compile_pattern, read_description
-from analysis360.errors import CheckpointNotFound, FormatError, RunNotFound
+from analysis360 import catalog
+from analysis360.core import Checkpoint, Run
+from analysis360.description import check_description, compile_pattern, read_description
+from analysis360.errors import FormatError, RunNotFound
+from analysis360.merge import merge_runs
+from analysis360.published import open_hub, open_web
 from analysis360.registry import Registry
+from analysis360.series import Layout, are_tensors, described, layout_of, not_found, whole_model
 
 if TYPE_CHECKING:
     import torch
@@ -29,56 +31,6 @@ __all__ = ["list_runs", "open_memory", "open_run"]
 DESCRIPTION = "analysis360.toml"
 """File in a run's folder that says how it was trained, with the keys of the packaged catalogue."""
 
-PATTERNS = (
-    r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?ckpt[_-](?P<number>\d+)",
-    r"checkpoint-(?P<step>\d+)",
-    r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?(?:global_?)?step[_-]?(?P<step>\d+)(?:-[\w-]+)?",
-    r"iter[_-](?P<step>\d+)",
-)
-"""Names that checkpoints are known to have, tried in this order: LLM360, Hugging Face Trainer, OLMo
-and Pythia, Megatron."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How names of folders, files or refs say branch, number, step and tokens."""
-
-    patterns: tuple[re.Pattern[str], ...] = ()
-    steps_per_number: int | None = None
-    tokens_per_step: int | None = None
-    unnamed_branch: str = "main"
-    unstepped: tuple[str, ...] = ()
-    folder: str = "."
-    said: bool = False
-    """Whether the patterns were given, so that what they don't match is no checkpoint."""
-
-    def place(self, name: str) -> tuple[str, int | None, int | None, int | None] | None:
-        """Branch, number, step and tokens of a name; None if it is no checkpoint's."""
-        for pattern in self.patterns:
-            match = pattern.fullmatch(name)
-            if match is None:
-                continue
-            said = match.groupdict()
-            branch = said.get("branch") or self.unnamed_branch
-            number, step = (_digits(said.get(k), k, name, pattern) for k in ("number", "step"))
-            if branch not in self.unstepped:
-                step = step if step is not None else _times(number, self.steps_per_number)
-                return branch, number, step, _times(step, self.tokens_per_step)
-            return branch, number, step, None
-        return None
-
-
-def _digits(text: str | None, kind: str, name: str, pattern: re.Pattern[str]) -> int | None:
-    if not text:
-        return None
-    if not text.isdecimal():
-        raise FormatError(f"pattern {pattern.pattern!r} takes {text!r} of {name!r} for a {kind}")
-    return int(text)
-
-
-def _times(a: int | None, b: int | None) -> int | None:
-    return None if a is None or b is None else a * b
-
 
 def open_run(
     source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
@@ -86,6 +38,9 @@ def open_run(
     pattern: str | None = None,
     tokens_per_step: int | None = None,
     steps_per_number: int | None = None,
+    organization: str | None = None,
+    steps: Iterable[int] | None = None,
+    files: Iterable[str] | None = None,
 ) -> Run:
     """Open a series of checkpoints; only names and sizes of files are read.
 
@@ -93,15 +48,22 @@ def open_run(
     ----------
     source : str, path or mapping
         A folder; a catalogue name such as ``"k2-spike-1"`` (see `list_runs`); a Hub repository,
-        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints; a
-        folder of an object store, such as ``"s3://bucket/run"`` (with the extra ``remote``); or a
-        state dict in memory, as a run of one checkpoint.
+        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints, or
+        else folders of its main branch; a folder of an object store, such as
+        ``"s3://bucket/run"`` (with the extra ``remote``); a web server, ``"https://host/run"``,
+        with `steps` and `files`; or a state dict in memory, as a run of one checkpoint.
     pattern : str, optional
         How checkpoints are named: ``"step_{step}.pt"`` with ``{step}``, ``{number}`` or
         ``{branch}``, or a regular expression with groups of these names. Without it, the folder's
         ``analysis360.toml`` and then the names in common use are tried.
     tokens_per_step, steps_per_number : int, optional
         To fill in tokens and steps where the names do not tell.
+    organization : str, optional
+        Owner of a catalogue run's repositories on the Hub, where they were moved: LLM360's models
+        were renamed ``"IFM"``.
+    steps, files : iterable, optional
+        Of a web server, which has no listing: the steps there are, and the names of the files in
+        each checkpoint. Sizes are asked for when they are needed.
 
     Returns
     -------
@@ -129,6 +91,10 @@ def open_run(
     >>> import torch
     >>> open_run({"w": torch.ones(2, 2)}).checkpoints[["name", "bytes"]].values.tolist()
     [['memory', 16]]
+    >>> run = open_run("https://host/run", pattern="step{step}", steps=[0, 1000],
+    ...                files=["model.safetensors"])
+    >>> [c.uri for c in run.entries]
+    ['https://host/run/step0', 'https://host/run/step1000']
     """
     if isinstance(source, Mapping):
         return open_memory(source)
@@ -137,35 +103,52 @@ def open_run(
         patterns = () if pattern is None else (compile_pattern(pattern),)
     except ValueError as error:
         raise RunNotFound(str(error)) from error
-    asked = _Layout(patterns, steps_per_number, tokens_per_step, said=bool(patterns))
+    asked = Layout(patterns, steps_per_number, tokens_per_step, said=bool(patterns))
+    if organization is not None and text not in catalog.names():
+        raise RunNotFound(
+            f"organization={organization!r} is for runs of the catalogue, and {text!r} is none"
+        )
+    if text.startswith(("http://", "https://")):
+        return open_web(text, {}, asked, pattern, steps, files)
+    if steps is not None or files is not None:
+        raise RunNotFound(f"steps= and files= are for web servers; {text} has a list of its files")
     path = Path(url2pathname(urlsplit(text).path) if text.startswith("file://") else text)
     if path.exists():
         return _open_folder(path, asked)
-    if text in _catalogue():
-        file = files("analysis360.catalog") / "runs" / f"{text}.toml"
-        said = read_description(file.read_text("utf-8"), f"catalogue run {text}")
-        return _open_hub(said["source"].removeprefix("hf://"), said, asked)
-    if "://" in text and not text.startswith(("hf://", "http://", "https://")):
+    if text in catalog.names():
+        return _open_named(text, asked, organization)
+    if "://" in text and not text.startswith("hf://"):
         return _open_remote(text, asked)
     repository = text.removeprefix("hf://")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repository) and not text.startswith((".", "/")):
-        return _open_hub(repository, {}, asked)
+        return open_hub(repository, {}, asked)
     if "://" in text:
-        kind = "has no list of its files" if text.startswith("http") else "is no hf://owner/name"
         raise RunNotFound(
-            f"{text} {kind}; open a folder, a Hub repository by owner/name (its branches and tags "
-            "are the checkpoints), or a folder of an object store such as s3://bucket/run"
+            f"{text} is no hf://owner/name; open a folder, a Hub repository by owner/name (its "
+            "branches and tags are the checkpoints), or a folder of an object store such as "
+            "s3://bucket/run"
         )
     near = Registry[str]("run", RunNotFound)
-    for name in _catalogue():
+    for name in catalog.names():
         near.add(name, name)
     near[text]
     raise AssertionError  # the line above raises
 
 
-def _catalogue() -> tuple[str, ...]:
-    folder = files("analysis360.catalog") / "runs"
-    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml")))
+def _open_named(name: str, asked: Layout, organization: str | None) -> Run:
+    """A run of the catalogue; one that is made of others is merged."""
+    said = check_description(catalog.runs()[name], f"catalogue run {name}")
+    if "runs" in said:
+        parts = [_open_named(part, asked, organization) for part in said["runs"]]
+        made = merge_runs(parts, name, rename=said.get("rename"), duplicates="both")
+        return replace(made, title=said["title"], published=said.get("published", {}))
+    source = said["source"]
+    if source.startswith("hf://"):
+        owner, _, short = source.removeprefix("hf://").partition("/")
+        return open_hub(f"{organization or owner}/{short}", said, asked)
+    if organization is not None:
+        raise RunNotFound(f"organization={organization!r}: {name} is at {source}, not on the Hub")
+    return open_web(source, said, asked, said["checkpoints"]["template"], None, None)
 
 
 def list_runs() -> pd.DataFrame:
@@ -174,114 +157,62 @@ def list_runs() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``name``, ``title``, ``source``.
+        Columns ``name``, ``states`` (what is published of each checkpoint, missing where that is
+        not known), ``source``, ``title``, and where curves and a paper were published: ``loss``,
+        ``benchmarks``, ``paper``.
 
     Examples
     --------
     >>> "k2-spike-1" in set(list_runs()["name"])
     True
     """
-    folder = files("analysis360.catalog") / "runs"
-    rows = [tomllib.loads((folder / f"{name}.toml").read_text("utf-8")) for name in _catalogue()]
-    return pd.DataFrame([{k: r[k] for k in ("name", "title", "source")} for r in rows])
-
-
-def _layout(said: Mapping[str, Any], asked: _Layout) -> _Layout:
-    """What was asked for, else what a description says, else the names in common use."""
-    named = said.get("checkpoints", {})
-    given = asked.patterns or ((named["pattern"],) if "pattern" in named else ())
-    return _Layout(
-        given or tuple(re.compile(p) for p in PATTERNS),
-        asked.steps_per_number or named.get("steps_per_number"),
-        asked.tokens_per_step or named.get("tokens_per_step"),
-        named.get("unnamed_branch", "main"),
-        named.get("unstepped_branches", ()),
-        named.get("folder", "."),
-        said=bool(given),
-    )
-
-
-def _described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[Checkpoint]) -> Run:
-    """A run from its description, which may be empty, and its checkpoints."""
-    run, forks = said.get("name", name), said.get("forks", ())
-    entries = _once(_parented(entries, forks), home)
-    ordered = sorted(entries, key=lambda c: (c.branch, c.order, c.name))
-    return Run(
-        name=run, title=said.get("title", run), home=home,
-        entries=tuple(replace(c, run=run) for c in ordered), family=said.get("family"),
-        adam=said.get("adam"), learning_rate=said.get("learning_rate"), forks=forks,
-        events=said.get("events", ()), sources=said.get("sources", {}),
-    )  # fmt: skip
-
-
-def _once(entries: Sequence[Checkpoint], home: str) -> Sequence[Checkpoint]:
-    """Each checkpoint once: rows of a table are told apart by branch, number and step."""
-    found: dict[tuple[object, ...], Checkpoint] = {}
-    for mine in entries:
-        place = mine.branch, mine.number, mine.step
-        if mine.number is None and mine.step is None:
-            place = (mine.branch, None, mine.name)  # type: ignore[assignment]
-        other = found.setdefault(place, mine)
-        # A commit is one content; fingerprints of two folders may agree by chance.
-        if (other.uri, other.revision) != (mine.uri, mine.revision):
-            at = f"step {mine.step}" if mine.number is None else f"number {mine.number}"
-            names = " and ".join(f"{c.name!r} ({c.revision[:14]})" for c in (other, mine))
-            raise FormatError(
-                f"{home}: {names} are both {at} of branch {mine.branch!r}; "
-                "say with pattern= which names are checkpoints, or remove one of them"
-            )
-    return tuple(found.values())
-
-
-def _parented(entries: Sequence[Checkpoint], forks: Sequence[Fork]) -> Sequence[Checkpoint]:
-    """Where a fork's parent goes by an unknown name, the only other branch is that parent."""
-    there = {c.branch for c in entries}
-    left = there - {f.branch for f in forks}
-    for fork in forks:
-        if fork.parent not in there and fork.branch in there and len(left) == 1:
-            entries = [replace(c, branch=fork.parent) if c.branch in left else c for c in entries]
-    return entries
+    rows = []
+    for name, said in catalog.runs().items():
+        curves = {k: said.get("published", {}).get(k) for k in ("loss", "benchmarks", "paper")}
+        source = said.get("source") or ", ".join(said.get("runs", ()))
+        states = said.get("states")
+        rows.append({"name": name, "states": states, "source": source, "title": said["title"]})
+        rows[-1] |= curves
+    return pd.DataFrame(rows).astype("string")
 
 
 def _read_description(text: bytes, where: str) -> Mapping[str, Any]:
+    """What the file beside a run's checkpoints says; keys of the catalogue alone are refused."""
     try:
-        return read_description(text.decode(), where)
+        said = read_description(text.decode(), where)
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: {error}") from error
+    for key in ("runs", "rename"):
+        if key in said:
+            raise FormatError(f"{where}: {key}: only for the catalogue; merge runs by merge_runs")
+    return said
 
 
-def _open_folder(path: Path, asked: _Layout) -> Run:
+def _open_folder(path: Path, asked: Layout) -> Run:
     from analysis360.storage.local import LocalStore, fingerprint
 
     path = path.resolve()
-    described = path / DESCRIPTION
+    file = path / DESCRIPTION
     said: Mapping[str, Any] = {}
-    if path.is_dir() and described.exists():
-        said = _read_description(described.read_bytes(), str(described))
-    layout = _layout(said, asked)
+    if path.is_dir() and file.exists():
+        said = _read_description(file.read_bytes(), str(file))
+    layout = layout_of(said, asked)
     root = path / layout.folder if path.is_dir() else path
     candidates = [path] if path.is_file() else sorted(root.iterdir()) if root.is_dir() else []
     found = [(p, place) for p in candidates if (place := layout.place(p.name)) is not None]
     if not found and not layout.said and _holds_tensors(path):
-        found = [(path, layout.place(path.name) or ("main", None, None, None))]
+        found = [(path, whole_model(layout, path.name))]
     if not found:
-        seen = ", ".join(p.name for p in candidates[:5]) or "nothing"
-        tried = ", ".join(p.pattern for p in layout.patterns)
-        raise CheckpointNotFound(
-            f"{root}: nothing is named like a checkpoint; it holds {seen}; "
-            f"{'asked for' if layout.said else 'tried'} {tried}"
-        )
+        raise not_found(str(root), layout, (p.name for p in candidates))
     entries = []
-    for place_path, (branch, number, step, tokens) in found:
-        sizes = dict(LocalStore(str(place_path)).files())
-        entries.append(
-            Checkpoint("", branch, number, step, tokens, str(place_path),
-                       fingerprint(str(place_path)), place_path.name, sizes)
-        )  # fmt: skip
-    return _described(said, path.name, str(path), entries)
+    for where, place in found:
+        sizes = dict(LocalStore(str(where)).files())
+        mark = fingerprint(str(where))
+        entries.append(Checkpoint("", *place, str(where), mark, where.name, sizes))
+    return described(said, path.name, str(path), entries)
 
 
-def _open_remote(uri: str, asked: _Layout) -> Run:
+def _open_remote(uri: str, asked: Layout) -> Run:
     """Folders of an object store that are named like checkpoints."""
     from analysis360.storage.fsspec_store import FsspecStore
 
@@ -293,22 +224,17 @@ def _open_remote(uri: str, asked: _Layout) -> Run:
             said = _read_description(
                 store.read(DESCRIPTION, 0, listed[DESCRIPTION]), f"{uri}/{DESCRIPTION}"
             )
-    layout = _layout(said, asked)
+    layout = layout_of(said, asked)
     folder = PurePosixPath(layout.folder.strip("/")).as_posix()
     below = "" if folder == "." else f"{folder}/"
     names = {path.removeprefix(below).split("/")[0] for path in listed if path.startswith(below)}
     found = [(name, place) for name in sorted(names) if (place := layout.place(name)) is not None]
     uris = {name: uri if alone else f"{uri}/{below}{name}" for name, _ in found}
     name = uri.rpartition("/")[2]
-    if not found and not layout.said and _are_tensors(names):
-        found, uris = [(name, layout.place(name) or ("main", None, None, None))], {name: uri}
+    if not found and not layout.said and are_tensors(names):
+        found, uris = [(name, whole_model(layout, name))], {name: uri}
     if not found:
-        raise CheckpointNotFound(
-            f"{uri}/{below}: nothing is named like a checkpoint; it holds "
-            f"{', '.join(sorted(names)[:5]) or 'nothing'}; "
-            f"{'asked for' if layout.said else 'tried'} "
-            f"{', '.join(p.pattern for p in layout.patterns)}"
-        )
+        raise not_found(f"{uri}/{below}", layout, sorted(names))
     stores = [FsspecStore(uris[name]) for name, _ in found]
     with ThreadPoolExecutor(8) as pool:
         try:
@@ -321,40 +247,11 @@ def _open_remote(uri: str, asked: _Layout) -> Run:
         Checkpoint("", *place, store.uri, mark, name, dict(store.files()))
         for (name, place), store, mark in zip(found, stores, marks)
     ]
-    return _described(said, name, uri, entries)
+    return described(said, name, uri, entries)
 
 
 def _holds_tensors(path: Path) -> bool:
-    return _are_tensors([path.name] if path.is_file() else [p.name for p in path.iterdir()])
-
-
-def _are_tensors(names: Iterable[str]) -> bool:
-    return any(n.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")) for n in names)
-
-
-def _open_hub(repository: str, said: Mapping[str, Any], asked: _Layout) -> Run:
-    """Branches and tags that are named like checkpoints, pinned to their commits."""
-    from analysis360.storage.hub import list_files, list_refs
-
-    layout = _layout(said, asked)
-    refs = list_refs(repository)
-    found = [(name, sha, place) for name, sha in refs if (place := layout.place(name)) is not None]
-    if not found and not layout.said:
-        found = [(name, sha, ("main", None, None, None)) for name, sha in refs if name == "main"]
-    if not found:
-        raise CheckpointNotFound(
-            f"hf://{repository}: no branch or tag is named like a checkpoint; it has "
-            f"{', '.join(name for name, _ in refs[:5])}; "
-            f"{'asked for' if layout.said else 'tried'} "
-            f"{', '.join(p.pattern for p in layout.patterns)}"
-        )
-    with ThreadPoolExecutor(8) as pool:
-        sizes = list(pool.map(lambda f: list_files(repository, f[1]), found))
-    entries = [
-        Checkpoint("", branch, number, step, tokens, f"hf://{repository}", sha, name, listed)
-        for (name, sha, (branch, number, step, tokens)), listed in zip(found, sizes)
-    ]
-    return _described(said, repository, f"hf://{repository}", entries)
+    return are_tensors([path.name] if path.is_file() else [p.name for p in path.iterdir()])
 
 
 def open_memory(

@@ -107,6 +107,7 @@ class HubServer:
         self.page, self.latency = 1000, 0.0
         self.plain = (".json", ".txt", ".md")  # small files: served by the API host itself
         self._expired: set[str] = set()
+        self._hashes: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._signed = 0
         self._lock = threading.Condition()
 
@@ -148,6 +149,17 @@ class HubServer:
         """Hash that changes with the branch's name and its files."""
         said = [(k, v, (folder / k).stat().st_mtime_ns) for k, v in self.listing(folder).items()]
         return hashlib.sha1(f"{ref}{said}".encode()).hexdigest()
+
+    def hashes(self, path: Path) -> tuple[str, str]:
+        """SHA-256 of a file's content and the hash of its blob; names stand for what is large."""
+        stat = path.stat()
+        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        if key not in self._hashes:
+            sparse = stat.st_size > 1 << 20
+            data = repr(key).encode() if sparse else path.read_bytes()
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data)
+            self._hashes[key] = hashlib.sha256(data).hexdigest(), blob.hexdigest()
+        return self._hashes[key]
 
     def find(self, repo: str, rev: str) -> tuple[str, Path] | None:
         """Commit hash and folder of a branch, tag or commit."""
@@ -399,10 +411,10 @@ class _Handler(BaseHTTPRequestHandler):
         folders = {str(Path(f).parent) for f in files} - {"."}
         entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": p} for p in folders]
         for file, size in files.items():
-            oid = hashlib.sha256(f"{file}{size}".encode()).hexdigest()
-            entry: dict[str, Any] = {"type": "file", "oid": oid[:40], "size": size, "path": file}
+            sha256, blob = self.hub.hashes(root / file)
+            entry: dict[str, Any] = {"type": "file", "oid": blob, "size": size, "path": file}
             if not file.endswith(self.hub.plain):
-                entry["lfs"] = {"oid": oid, "size": size, "pointerSize": 134}
+                entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 134}
             entries.append(entry)
         entries = sorted(
             (e for e in entries if e["path"].startswith(below)), key=lambda e: e["path"]

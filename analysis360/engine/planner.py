@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from analysis360.core import Adam, Checkpoint, Label, Run, TensorInfo
+from analysis360.core import Adam, Checkpoint, Label, Run, TensorInfo, holds_optimizer
 from analysis360.engine import schedule
 from analysis360.engine.plan import Plan, size
 from analysis360.engine.probe import measure_rate
@@ -359,7 +359,9 @@ def _usable(
         told = {s for s in inputs if s in (*Adam.__dataclass_fields__, "step", "lr_sum")}
         lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
         unknown = [s for s in sorted(told) if not any(s in found for found in known)]
-        if lacking:
+        if lacking and set(lacking) <= {"exp_avg", "exp_avg_sq"}:
+            skipped.append((name, _no_optimizer(entries, wanted)))
+        elif lacking:
             skipped.append((name, f"no {' or '.join(lacking)} in any selected checkpoint"))
         elif unknown:
             skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
@@ -382,6 +384,22 @@ def _usable(
                     why = f"no {' or '.join(sorted(made_of - mine))} in it"
                     skipped.append((f"{c.name}: state {state}", why))
     return tuple(kept)
+
+
+def _no_optimizer(entries: Sequence[Checkpoint], wanted: Sequence[str]) -> str:
+    """Why there are no moments: no file is named as trainers name theirs, or none of those has any.
+
+    Ends with what compares weights alone, which is what is left to tell how training moved.
+    """
+    named = [f"{c.name}/{f}" for c in entries for f in c.files if holds_optimizer(f)]
+    many = f"any of {len(entries)} checkpoints" if len(entries) > 1 else "the checkpoint"
+    why = f"no optimizer state in {many}"
+    if named:
+        why = f"no moments in {many}, though there are files such as {named[0]}"
+    alone = [n for n in statistics if any(m.pair for m in statistics[n].measures)]
+    alone = [n for n in alone if n in wanted] or alone
+    more = " and others" if len(alone) > 3 else ""
+    return f"{why}; from weights alone: {', '.join(alone[:3])}{more}"
 
 
 def _counted(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -387,16 +387,35 @@ class HttpStore(HttpRanges):
         return f"{self._root}{path} {tag}" if tag else None
 
     def _tag(self, path: str) -> str:
+        response = self._asked(path)
+        tag = response.headers.get("ETag", "") if response.status == 200 else ""
+        return tag if tag.startswith('"') else ""
+
+    def _asked(self, path: str) -> urllib3.BaseHTTPResponse:
+        """Headers of a file, wherever the server keeps it."""
         target = self.locate(path)
         for _ in range(_HOPS):
             response = self.head(path, target.url)
-            if response.status in _MOVED and response.headers.get("Location"):
-                url = urljoin(target.url, response.headers["Location"])
-                target = Target(url, self.headers_for(url))
-                continue
-            tag = response.headers.get("ETag", "") if response.status == 200 else ""
-            return tag if tag.startswith('"') else ""
-        return ""
+            if response.status not in _MOVED or not response.headers.get("Location"):
+                return response
+            url = urljoin(target.url, response.headers["Location"])
+            target = Target(url, self.headers_for(url))
+        return response
+
+    def ask_size(self, path: str) -> int:
+        """Size of a file that need not be listed, by one request for its headers.
+
+        Raises
+        ------
+        StorageError
+            If there is no such file, or the server doesn't tell.
+        """
+        response = self._asked(path)
+        size = response.headers.get("Content-Length", "")
+        if response.status == 200 and size.isdecimal():
+            return int(size)
+        told = f"status {response.status}" if response.status != 200 else "no Content-Length"
+        raise StorageError(f"{self._root}{path}: asking for its size: {told}")
 
     def locate(self, path: str) -> Target:  # noqa: D102 - inherited
         url = self._root + quote(path)

@@ -19,7 +19,7 @@ from analysis360.errors import RunNotFound, StorageError
 from analysis360.storage.http import BUSY, HttpRanges, Target, origin, reason
 from analysis360.storage.local import LocalStore
 
-__all__ = ["HubStore", "list_files", "list_refs"]
+__all__ = ["HubStore", "list_content", "list_files", "list_refs"]
 
 _HOPS = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -31,7 +31,8 @@ class HubStore(HttpRanges):
     Parameters
     ----------
     repo : str
-        ``"owner/name"``, with ``@revision`` at its end if `revision` is not given.
+        ``"owner/name"``, or ``"owner/name/folder"`` for the files below a folder of it, with
+        ``@revision`` at its end if `revision` is not given.
     revision : str, optional
         Commit hash, branch or tag; ``"main"`` by default. Give a commit hash to be sure that a
         later run reads the same bytes.
@@ -63,7 +64,10 @@ class HubStore(HttpRanges):
         timeout: float = 60.0,
     ) -> None:
         name, _, at = repo.strip("/").partition("@")
-        self.repo, self.revision = name, revision or at or "main"
+        owner, _, rest = name.partition("/")
+        short, _, self.folder = rest.partition("/")
+        self.repo = f"{owner}/{short}" if rest else name
+        self.revision = revision or at or "main"
         self._endpoint, self._asked_token = _endpoint(endpoint), token
         self._files = dict(files) if files is not None else None
         self._commit = self.revision if _COMMIT.fullmatch(self.revision) else None
@@ -77,14 +81,19 @@ class HubStore(HttpRanges):
     def files(self) -> Mapping[str, int]:  # noqa: D102 - inherited
         if self._files is None:
             self._files = list_files(
-                self.repo, self.revision, endpoint=self._endpoint, token=self._asked_token
+                self.repo, self.revision, self._endpoint, self._asked_token, folder=self.folder
             )
         return self._files
 
     def identity(self, path: str) -> str | None:  # noqa: D102 - inherited
         if self._in_cache(path) is not None or self._commit is None:
             return None
-        return f"hf://{self.repo}@{self._commit}"
+        below = f"/{self.folder}" if self.folder else ""
+        return f"hf://{self.repo}{below}@{self._commit}"
+
+    def _full(self, path: str) -> str:
+        """Path in the repository."""
+        return f"{self.folder}/{path}" if self.folder else path
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:  # noqa: D102
         self.check_range(path, offset, len(buffer))
@@ -103,9 +112,9 @@ class HubStore(HttpRanges):
             if commit is None:
                 return None  # it may be known later
             self._commit = commit
-            folder = _cached_snapshot(self.repo, commit, path, self.files()[path])
+            folder = _cached_snapshot(self.repo, commit, self._full(path), self.files()[path])
             if folder is not None and self._snapshot is None:
-                self._snapshot = LocalStore(folder, files=self.files())
+                self._snapshot = LocalStore(folder / self.folder, files=self.files())
             self._is_cached[path] = folder is not None
         return self._snapshot if self._is_cached[path] else None
 
@@ -117,7 +126,8 @@ class HubStore(HttpRanges):
     def locate(self, path: str) -> Target:
         """Resolve a file's address: one HEAD, or a few if the repository was renamed."""
         _refuse_offline(f"{self.uri}: {path}")
-        url = f"{self._endpoint}/{self.repo}/resolve/{quote(self.revision, safe='')}/{quote(path)}"
+        at = f"{quote(self.revision, safe='')}/{quote(self._full(path))}"
+        url = f"{self._endpoint}/{self.repo}/resolve/{at}"
         for _ in range(_HOPS):
             said, status = self._head(path, url)
             self._check_commit(path, said)
@@ -172,9 +182,16 @@ def list_refs(
 
 
 def list_files(
-    repo: str, commit: str, endpoint: str | None = None, token: str | None = None
+    repo: str,
+    commit: str,
+    endpoint: str | None = None,
+    token: str | None = None,
+    *,
+    folder: str = "",
 ) -> dict[str, int]:
-    """Path and size in bytes of every file of one commit (or branch, or tag).
+    """Path and size in bytes of every file of one commit (or branch, or tag), or below a folder.
+
+    Paths are relative to the folder.
 
     Raises
     ------
@@ -183,11 +200,46 @@ def list_files(
     StorageError
         If the Hub can't be asked.
     """
+    return list_content(repo, commit, endpoint, token, folder=folder)[0]
+
+
+def list_content(
+    repo: str,
+    commit: str,
+    endpoint: str | None = None,
+    token: str | None = None,
+    *,
+    folder: str = "",
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes as `list_files` gives them, and hashes of the contents, from the same listing.
+
+    Returns
+    -------
+    (dict of str to int, dict of str to str)
+        Hashes are ``"sha256:…"`` for files in large-file storage, and ``"git:…"``, the hash of the
+        blob, for small ones. Those of one kind can be compared.
+
+    Raises
+    ------
+    RunNotFound, StorageError
+        As `list_files`.
+    """
     from huggingface_hub.hf_api import RepoFile
 
     with _explained(repo, commit):
-        tree = _api(endpoint, token).list_repo_tree(repo, recursive=True, revision=commit)
-        return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+        tree = _api(endpoint, token).list_repo_tree(
+            repo, folder or None, recursive=True, revision=commit
+        )
+        found = [entry for entry in tree if isinstance(entry, RepoFile)]
+    below = f"{folder}/" if folder else ""
+    sizes = {entry.path.removeprefix(below): entry.size for entry in found}
+    hashes = {
+        entry.path.removeprefix(below): (
+            f"sha256:{entry.lfs.sha256}" if entry.lfs is not None else f"git:{entry.blob_id}"
+        )
+        for entry in found
+    }
+    return sizes, hashes
 
 
 def _cached_snapshot(repo: str, commit: str, path: str, size: int) -> Path | None:

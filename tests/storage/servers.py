@@ -65,7 +65,10 @@ class Files:
         class Handler(Quiet):
             def do_GET(self):
                 files.log.append((self.command, self.path, self.headers.get("Range", "")))
-                data = files.contents[unquote(self.path.lstrip("/"))]
+                data = files.contents.get(unquote(self.path.lstrip("/")))
+                if data is None:
+                    self.send_error(404)
+                    return
                 tag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
                 start, stop = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(data))

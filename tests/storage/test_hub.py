@@ -1,4 +1,5 @@
 import concurrent.futures
+import hashlib
 import json
 import time
 
@@ -12,7 +13,7 @@ from servers import Quiet, running
 from analysis360.errors import RunNotFound, StorageError
 from analysis360.formats import index_checkpoint
 from analysis360.storage import open_store
-from analysis360.storage.hub import HubStore, list_files, list_refs
+from analysis360.storage.hub import HubStore, list_content, list_files, list_refs
 from analysis360.testing import StoreTests
 
 REPO, FILE = "owner/name", "model.safetensors"
@@ -69,6 +70,26 @@ def test_listing_goes_through_all_pages(server):
     files = list_files(REPO, commit_of(server), server.endpoint)
     assert files == {FILE: len(DATA), "config.json": 8, "sub/b.bin": 3}
     assert server.count("GET", path="/tree/") > 2
+
+
+def test_folder_of_a_revision_is_a_store(server):
+    with HubStore(f"{REPO}/sub@main", endpoint=server.endpoint) as store:
+        assert store.files() == {"b.bin": 3}
+        assert store.read("b.bin", 1, 2) == b"yz"
+        assert store.identity("b.bin") == f"hf://{REPO}/sub@{commit_of(server)}"
+    with open_store(f"hf://{REPO}/sub", "main", endpoint=server.endpoint) as store:
+        with pytest.raises(StorageError, match=f"no file '{FILE}'; of 1 files: b.bin"):
+            store.read(FILE, 0, 1)
+
+
+def test_hashes_come_with_the_listing(server):
+    sizes, hashes = list_content(REPO, "main", server.endpoint)
+    assert sizes == list_files(REPO, "main", server.endpoint)
+    assert hashes[FILE] == f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+    blob = hashlib.sha1(b'blob 8\0{"a": 1}').hexdigest()
+    assert hashes["config.json"] == f"git:{blob}"
+    below, _ = list_content(REPO, "main", server.endpoint, folder="sub")
+    assert below == {"b.bin": 3}
 
 
 def test_given_listing_asks_nothing(server):
@@ -316,6 +337,16 @@ def test_cached_file_is_read_without_a_request(server, cached):
         assert store.read("sub/b.bin", 0, 3) == b"xyz"
         assert store.identity("sub/b.bin") == f"hf://{REPO}@{cached}"
     assert {r.file for r in server.log} == {"sub/b.bin"}
+
+
+def test_cached_file_of_a_folder_is_read_without_a_request(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hf_hub_download(REPO, "sub/b.bin", endpoint=server.endpoint, cache_dir=tmp_path / "cache")
+    commit = commit_of(server)
+    del server.log[:]
+    with HubStore(f"{REPO}/sub", commit, files={"b.bin": 3}, endpoint=server.endpoint) as store:
+        assert store.read("b.bin", 0, 3) == b"xyz"
+    assert server.log == []
 
 
 def test_cached_file_of_another_commit_is_not_taken(server, cached, tmp_path):
