@@ -76,8 +76,17 @@ LAYOUTS: dict[str, Callable[[Path, Trained], None]] = {
 }
 
 
+WITHOUT: dict[str, tuple[str, ...]] = {
+    "torch": ("master",),
+    "torch before 1.6": ("master",),
+    "Trainer": ("master",),
+}
+"""States that a layout does not store, as its trainer keeps none."""
+
+
 def write(layout: str, folder: Path, sizes: Sizes = SIZES) -> Trained:
     """Write the model in one of `LAYOUTS`, and give it."""
     model = trained(sizes)
+    folder.mkdir(parents=True, exist_ok=True)
     LAYOUTS[layout](folder, model)
     return model
