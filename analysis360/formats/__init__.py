@@ -6,4 +6,8 @@ from analysis360.formats import safetensors as _safetensors  # noqa: F401 - regi
 from analysis360.formats import torch_save as _torch_save  # noqa: F401 - registers itself, second
 from analysis360.formats.base import Format, HeaderReader, Index, formats, index_checkpoint
 
+# isort: split
+# Trainers' own layouts come last: where plain files hold the same tensors, those are read
+from analysis360.formats import megatron as _megatron  # noqa: F401 - registers itself
+
 __all__ = ["Format", "HeaderReader", "Index", "formats", "index_checkpoint"]
