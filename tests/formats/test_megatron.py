@@ -16,7 +16,7 @@ from analysis360.formats.megatron import MegatronFormat
 from analysis360.formats.megatron_flat import Unsettled, _exact, _greedy
 from analysis360.storage.local import LocalStore
 from analysis360.testing import FormatTests, read_tensor
-from tests.formats.llama import Sizes, trained
+from tests.formats.llama import Sizes, Trained, shapes, trained
 from tests.formats.write_megatron import How, write
 
 K2 = How(tp=8, pp=4, multiple=13)  # 96 rows are padded to 104
@@ -79,7 +79,9 @@ def test_however_it_is_divided(tmp_path, core, kv, tp, pp):
 
 
 @pytest.mark.parametrize("optimizer", ["flat", "buckets", "joined", "aligned"])
-@pytest.mark.parametrize("how", [How(tp=2, pp=2), How(core=True, engine=True, dp=7), How(vp=2, pp=2)])
+@pytest.mark.parametrize(
+    "how", [How(tp=2, pp=2), How(core=True, engine=True, dp=7), How(vp=2, pp=2)]
+)
 def test_distributed_optimizer(tmp_path, how, optimizer):
     made, store = written(tmp_path, replace(how, optimizer=optimizer), Sizes(ffn=49 * 2))
     index = check(store, made)
@@ -139,7 +141,7 @@ def test_below_an_iteration(tmp_path):
     (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("1882")
     run = a360.open_run(tmp_path / "run")
     assert run.checkpoints["step"].tolist() == [941, 1882]
-    table = a360.plan(run, ["l2_norm", "relative_diff_l2"] if False else ["l2_norm"]).run(progress=False)  # fmt: skip
+    table = a360.plan(run, ["l2_norm"]).run(progress=False)
     assert len(table) == 2 * len(made.weight)
     one = a360.open_run(tmp_path / "run/iter_0000941")
     assert len(one.entries) == 1
@@ -157,39 +159,36 @@ def test_statistics_are_those_of_the_same_weights_in_safetensors(tmp_path, monke
     made, _ = written(tmp_path / "megatron/iter_0000003", K2)
     (tmp_path / "plain/iter_0000003").mkdir(parents=True)
     save_file(made.weight, tmp_path / "plain/iter_0000003/model.safetensors")
-    moments = {
-        f"{n}.{s}": t for s in ("exp_avg", "exp_avg_sq") for n, t in made.states()[s].items()
-    }
-    columns = ["layer", "module", "rms", "l2_norm"]
     tables = {}
     for kind in ("megatron", "plain"):
         run = a360.open_run(tmp_path / kind)
         names = ["rms", "l2_norm"] + ["update_rms"] * (kind == "megatron")
-        table = a360.plan(run, names, against=[]).run(progress=False)
-        tables[kind] = table.sort_values(["layer", "module"], ignore_index=True)
-    assert tables["megatron"][columns].equals(tables["plain"][columns])
-    assert moments
-    rows = tables["megatron"].set_index("name")
+        tables[kind] = a360.plan(run, names, against=[]).run(progress=False).set_index("name")
+    columns = ["layer", "module", "rms", "l2_norm"]
+    found = tables["megatron"]
+    weights, update = found[found["state"] == "weight"], found[found["state"] != "weight"]
+    expected = tables["plain"].loc[weights.index, columns]
+    assert len(weights) == len(made.weight) and len(update) == len(weights)
+    assert weights[["layer", "module"]].equals(expected[["layer", "module"]])
+    for column in ("rms", "l2_norm"):  # summed in another order where the blocks differ
+        np.testing.assert_allclose(weights[column], expected[column], rtol=1e-12)
     for name, m in made.exp_avg.items():
         m, v = m.double() / (1 - 0.9**3), made.exp_avg_sq[name].double() / (1 - 0.95**3)
-        step = 1e-2 * (m / (v.sqrt() + 1e-8))
-        if m.ndim > 1 and "update_rms" in rows:
-            assert rows.loc[name, "update_rms"] > 0
-            assert rows.loc[name, "update_rms"] == pytest.approx(
-                float(step.square().mean().sqrt()), rel=0.1
-            )
+        u = m / (v.sqrt() + 1e-8)
+        assert update.loc[name, "update_rms"] == pytest.approx(float(u.square().mean().sqrt()))
 
 
 def test_bytes_of_one_layer(tmp_path):
     """A layer costs its bytes, and the directories."""
-    sizes = Sizes(layers=4, hidden=256, heads=8, kv_heads=8, ffn=512, vocab=512)
-    made, store = written(tmp_path / "iter_0000003", K2, sizes)
+    sizes = Sizes(hidden=256, ffn=512)
+    weight = {n: torch.ones(shape).bfloat16() for n, shape in shapes(sizes).items()}
+    made = Trained(sizes, weight, weight, weight, weight, step=3)
+    write(tmp_path / "iter_0000003", made, K2)
     run = a360.open_run(tmp_path).select(layers=1)
     plan = a360.plan(run, ["rms"], against=[])
     held = sum(2 * t.numel() for n, t in made.weight.items() if ".layers.1." in n)
-    headers = sum(n for *_, n in plan.probes)
-    assert plan.nbytes - headers <= 1.03 * held or plan.nbytes <= 1.03 * held
-    assert len(plan.probes) <= 3 * 32
+    assert held <= plan.nbytes <= 1.03 * held
+    assert len(plan.probes) == 2 * 32  # of each rank the end with its directory, and the pickle
 
 
 # What is not settled, and what is wrong
@@ -342,7 +341,7 @@ def test_rows_that_may_be_padding_are_kept_and_said(tmp_path):
     index = index_checkpoint(store)
     found = {t.name: t for t in index.tensors if t.state == "weight"}
     assert found["model.embed_tokens.weight"].shape == (64, 16)
-    assert (read_tensor(store, found["lm_head.weight"])[40:] == 777).all()
+    assert (read_tensor(store, found["lm_head.weight"])[40:] == 776).all()  # 777 in bfloat16
     assert any("64 rows may contain padding" in why for _, why in index.skipped)
 
 
