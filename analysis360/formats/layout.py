@@ -115,6 +115,11 @@ def place(
         origin = strip.start * width
         low, high = max(stretch.start, origin), min(stretch.stop, strip.stop * width)
         at = stretch.offset + (low - stretch.start) * size
+        if (low, high) == (origin, strip.stop * width):  # most are whole, and there are many
+            if low < high:
+                nbytes = (high - low) * size
+                yield strip, Part(stretch.file, at, nbytes, stretch.dtype, box=strip.box)
+            continue
         sides = [b - a for a, b in strip.box]
         for box in boxes(sides, low - origin, high - origin) if low < high else ():
             nbytes = math.prod(b - a for a, b in box) * size
