@@ -168,7 +168,8 @@ def not_found(
 
 def are_tensors(names: Iterable[str]) -> bool:
     """Whether any of these files may hold tensors."""
-    return any(n.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")) for n in names)
+    ends = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+    return any(n.endswith(ends) or n.startswith("mp_rank_") for n in names)  # Megatron's folders
 
 
 def described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[Checkpoint]) -> Run:

@@ -13,4 +13,8 @@ from analysis360.formats.base import (
     index_checkpoint,
 )
 
+# isort: split
+# Trainers' own layouts come last: where plain files hold the same tensors, those are read
+from analysis360.formats import megatron as _megatron  # noqa: F401 - registers itself
+
 __all__ = ["Format", "HeaderReader", "Heads", "Index", "formats", "index_checkpoint"]

@@ -115,6 +115,11 @@ def place(
         origin = strip.start * width
         low, high = max(stretch.start, origin), min(stretch.stop, strip.stop * width)
         at = stretch.offset + (low - stretch.start) * size
+        if (low, high) == (origin, strip.stop * width):  # most are whole, and there are many
+            if low < high:
+                nbytes = (high - low) * size
+                yield strip, Part(stretch.file, at, nbytes, stretch.dtype, box=strip.box)
+            continue
         sides = [b - a for a, b in strip.box]
         for box in boxes(sides, low - origin, high - origin) if low < high else ():
             nbytes = math.prod(b - a for a, b in box) * size
@@ -207,18 +212,29 @@ class Assembly:
         else:
             parts[-1] = joined
 
-    def tensors(self) -> list[TensorInfo]:
+    def tensors(self, lacking: list[tuple[str, str]] | None = None) -> list[TensorInfo]:
         """Give the tensors, in the order of their first parts.
+
+        Parameters
+        ----------
+        lacking : list of (str, str), optional
+            Where to note the key of a tensor of which elements are missing, and how many there
+            are, instead of raising: an optimizer has no state for what was not trained.
 
         Raises
         ------
         FormatError
             If a tensor is not whole, or two parts hold the same elements of it.
         """
-        return [
-            self._tensor(name, state, key, shape)
-            for (name, state), (key, shape) in self._known.items()
-        ]
+        made = []
+        for (name, state), (key, shape) in self._known.items():
+            parts = self._parts[name, state]
+            held, numel = sum(part.numel for part in parts), math.prod(shape)
+            if lacking is not None and held < numel:
+                lacking.append((key, f"has {numel} elements, its parts hold {held}"))
+            else:
+                made.append(self._tensor(name, state, key, shape))
+        return made
 
     def _tensor(self, name: str, state: str, key: str, shape: tuple[int, ...]) -> TensorInfo:
         parts = self._parts[name, state]

@@ -54,6 +54,8 @@ class OptimizerState:
     step_tensor : StoredTensor or None
         Where it is stored as a tensor, and no parameter could be named.
     skipped : list of (key, reason)
+    names : mapping of id to str
+        Name of each parameter, by its number in the optimizer; empty if none could be named.
     """
 
     tensors: list[tuple[str, str, str, StoredTensor]] = field(default_factory=list)
@@ -61,6 +63,7 @@ class OptimizerState:
     step: int | None = None
     step_tensor: StoredTensor | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    names: Mapping[Any, str] = field(default_factory=dict)
 
 
 def read_optimizer(state_dict: Mapping[Any, Any], order: Order) -> OptimizerState:
@@ -90,6 +93,7 @@ def read_optimizer(state_dict: Mapping[Any, Any], order: Order) -> OptimizerStat
     if why:
         found.skipped.append(("optimizer state", why))
         return found
+    found.names = names
     for number, entry in state.items():
         name = names.get(number)
         if name is None:
