@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from analysis360.core import Adam
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
-from analysis360.formats.deepspeed_files import Files, by_threads, find_files, kinds
+from analysis360.formats.deepspeed_files import Files, by_threads, find_files, kinds, read_model
 from analysis360.formats.deepspeed_model import Model, adam_of_groups, check_ranks, open_model
 from analysis360.formats.deepspeed_ranks import Rank, pieces, read_rank
-from analysis360.formats.fields import read_number
+from analysis360.formats.fields import read_number, size_of
 from analysis360.formats.layout import Assembly
 from analysis360.formats.torch_file import open_torch
 from analysis360.storage.base import Store
@@ -52,6 +52,7 @@ class DeepSpeedFormat(Format):
         model = open_model(reader, files)
         made = Assembly(store.uri)
         model.add_weights(made)
+        _add_frozen(reader, files, model, made)
         ranks = _ranks(reader, files)
         for mp, held in ranks.items():
             _add_states(model, made, mp, held)
@@ -69,6 +70,25 @@ class DeepSpeedFormat(Format):
 
 
 formats.add("deepspeed", DeepSpeedFormat())
+
+
+def _add_frozen(reader: HeaderReader, files: Files, model: Model, made: Assembly) -> None:
+    """Put together what ZeRO 3 keeps of parameters that aren't trained: a share in each rank."""
+    for mp, first in enumerate(model.files):
+        names = [n for n, s in first.frozen.items() if n in first.fragments
+                 and first.fragments[n].shape != s]  # fmt: skip
+        if not names:
+            continue
+        ranks = sorted(dp for m, dp in files.models if m == mp)
+        check_ranks(reader.store.uri, "model_states.pt of data-parallel rank", ranks)
+        paths = [files.models[mp, dp] for dp in ranks[1:]]
+        others = by_threads(lambda path: read_model(reader, open_torch(reader, path)), paths)
+        for dp, file in enumerate([first, *others]):
+            for name in names:
+                shape = first.frozen[name]
+                run = file.share(name, dp, -(-size_of(shape) // len(ranks)), size_of(shape))
+                if run is not None:
+                    model.place(made, mp, name, "weight", name, run)
 
 
 def _ranks(reader: HeaderReader, files: Files) -> dict[int, list[Rank]]:
@@ -103,8 +123,9 @@ def _add_states(model: Model, made: Assembly, mp: int, ranks: list[Rank]) -> Non
 
 
 def _adam(model: Model, ranks: list[Rank]) -> Adam | None:
-    first = ranks[0] if ranks else None
-    return first and adam_of_groups(model, first.mp, first.settings, first.told)
+    if not ranks:
+        return None
+    return adam_of_groups(model, ranks[0].mp, ranks[0].settings, ranks[0].told)
 
 
 def _step(reader: HeaderReader, model: Model, ranks: list[Rank]) -> int | None:

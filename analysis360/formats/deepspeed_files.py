@@ -16,6 +16,7 @@ from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
 from analysis360.formats.fields import Fields
 from analysis360.formats.inert import StoredTensor
+from analysis360.formats.layout import Stretch
 from analysis360.formats.torch_file import TorchFile
 
 __all__ = [
@@ -183,8 +184,9 @@ class ModelFile:
 
     @property
     def shapes(self) -> Shapes:
-        """Shapes of all groups."""
-        return {name: shape for group in self.groups or () for name, shape in group.items()}
+        """Shapes of the parameters of all groups, and of those that are frozen."""
+        groups = [*(self.groups or ()), self.frozen]
+        return {name: shape for group in groups for name, shape in group.items()}
 
     @property
     def step(self) -> int | None:
@@ -193,6 +195,20 @@ class ModelFile:
         if type(steps) is not int or steps < 0:
             return None
         return steps - skipped if type(skipped) is int and 0 <= skipped <= steps else steps
+
+    def share(self, name: str, rank: int, share: int, numel: int) -> Stretch | None:
+        """Give where this rank's share of a frozen parameter lies; None if that's only padding."""
+        held = Fields(self.fragments, self.file.where, "frozen_param_fragments").flat(name)
+        if held.shape[0] != share:
+            raise FormatError(
+                f"{self.file.where}: frozen_param_fragments.{name} has {held.shape[0]} elements, "
+                f"a share of the {numel} has {share}"
+            )
+        count = min(share, numel - rank * share)
+        if count <= 0:
+            return None
+        run = self.file.stretch(held, name)
+        return Stretch(run.file, run.offset, run.dtype, rank * share, rank * share + count)
 
 
 def read_model(reader: HeaderReader, file: TorchFile) -> ModelFile:

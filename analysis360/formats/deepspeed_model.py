@@ -75,7 +75,7 @@ class Model:
     @property
     def names(self) -> list[str]:
         """Parameters of the optimizer."""
-        return list(self._stages)
+        return [name for m in self.files for group in m.groups or () for name in group]
 
     def full_shape(self, name: str) -> Shape | None:
         """Shape of a parameter; None if it isn't known, as of slices that no rule puts together."""
@@ -145,9 +145,10 @@ class Model:
             return f"the same parameter as {first.shared[name]}"
         if told is None and any(name in file.buffers for file in self.files):
             return "a buffer, not a parameter"
-        if told is not None and size_of(told) and not any(math.prod(v.shape) for v in held):
+        empty = told is not None and size_of(told) and not any(math.prod(v.shape) for v in held)
+        if empty and first is not None and name not in first.frozen:
             return "a placeholder: ZeRO 3 partitions the weights, and stores their masters only"
-        if told is not None and told != held[0].shape:
+        if told is not None and not empty and told != held[0].shape:
             raise FormatError(
                 f"{self.uri}: {name!r} is {list(held[0].shape)} among the weights, "
                 f"{list(told)} in param_shapes"

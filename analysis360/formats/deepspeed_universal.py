@@ -1,7 +1,7 @@
 """DeepSpeed's universal checkpoints: one file for each parameter and state.
 
-``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt``, as ``deepspeed/checkpoint/ds_to_universal.py``
-writes them, beside the model files of the ranks, which hold the 16-bit weights.
+``zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt``, beside the model files of the ranks, which
+hold the 16-bit weights, as ``deepspeed/checkpoint/ds_to_universal.py`` writes them.
 """
 
 from __future__ import annotations
@@ -89,9 +89,8 @@ def _open(reader: HeaderReader, path: str) -> TorchFile:
 
 def _read(reader: HeaderReader, path: str, name: str, state: str) -> _Held:
     file = _open(reader, path)
-    value, cut_rows = file.root, False
-    if isinstance(value, dict):
-        value, cut_rows = value.get("param"), value.get("vocab_tensor") is True
+    told = file.root if isinstance(file.root, dict) else {"param": file.root}
+    value, cut_rows = told.get("param"), told.get("vocab_tensor") is True
     if not isinstance(value, StoredTensor):
         raise FormatError(f"{file.where}: 'param' is {kind(value)}, not a tensor")
     why = file.why_unread(value)
