@@ -298,7 +298,7 @@ def put(*keys, value):
         (put("optimizer_state_dict", "zero_stage", value=2), "zero_stage 2, partition_count"),
         (put("optimizer_state_dict", "zero_stage", value=7), "zero_stage is 7; 1, 2 and 3"),
         (put("optimizer_state_dict", "zero_stage", value="one"), "zero_stage is 'one', not a whole"),
-        (put("optimizer_state_dict", "partition_count", value=[3, 3]), "partition_count"),
+        (put("optimizer_state_dict", "partition_count", value=[3, 2]), r"partition_count \[3, 2\]"),
         (put("optimizer_state_dict", value=[]), "optimizer_state_dict is list, not a dictionary"),
         (lambda s: s.clear(), "optimizer_state_dict is missing; there are nothing"),
         (
@@ -390,3 +390,69 @@ def test_wrong_types_anywhere_are_format_errors(tmp_path, which):
             assert re.search(r"\.pt|param_shapes", str(error)), error
         path.write_bytes(data)
     assert len(places) > 10 and seen > 2
+
+
+def test_a_pipeline_of_two_stages(tmp_path):
+    """Weights are in files by layer, a tied embedding in both stages."""
+    model = ds.megatron()
+    ds.pipeline(tmp_path, model, 1, 3)
+    index = check(tmp_path, model=model)
+    embed = "tied_modules.embed.word_embeddings.weight"
+    assert index.skipped == ((embed, "also in pipeline stage 1, a tied copy"),)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_tensor_parallel_slices_by_the_known_rules(tmp_path, world):
+    model = ds.megatron()
+    ds.pipeline(tmp_path, model, 2, world)
+    store = LocalStore(tmp_path)
+    index = index_checkpoint(store)
+    left_out = dict(index.skipped)
+    why = "tensor-parallel ranks hold copies of it, to be averaged"
+    assert left_out["3.input_layernorm.weight"] == left_out["6.weight"] == why
+    assert left_out["3.self_attention.dense.bias"] == why
+    assert left_out["4.mystery.weight"].startswith("no rule says")
+    for t in index.tensors:
+        expected = model.states()[t.state][t.name].float().numpy()
+        np.testing.assert_array_equal(read_tensor(store, t), expected)
+    assert len(index.tensors) == 4 * (len(ds.MEGATRON) - 4)
+
+
+def test_tensor_parallel_slices_by_rules_that_are_stated(tmp_path):
+    """As in newer Megatron-DeepSpeed; what no pattern names is cut by its first dimension."""
+    model = ds.megatron()
+    info = {
+        "universal_checkpoint_version": 0.2,
+        "tp_replicated_parameter_patterns": [r"\d+.input_layernorm.weight", r"\d+.weight"],
+        "parameter_to_average_patterns": [r"\d+.self_attention.dense.bias"],
+        "parameter_with_row_parallelism_patterns": [
+            r"\d+.self_attention.dense.weight", r"\d+.mlp.dense_4h_to_h.weight",
+        ],
+        "parameter_with_2_sub_params_cat_dim_0": [r"\d+.mlp.dense_h_to_4h.weight"],
+    }  # fmt: skip
+    ds.pipeline(tmp_path, model, 2, 2, universal_checkpoint_info=info)
+    store = LocalStore(tmp_path)
+    index = index_checkpoint(store)
+    assert {t.name for t in index.tensors} == ds.MEGATRON.keys() - {"3.self_attention.dense.bias"}
+    for t in index.tensors:
+        expected = model.states()[t.state][t.name]
+        if "dense_h_to_4h" in t.name:  # a rank has half of either matrix
+            a, b = (c.chunk(2) for c in expected.chunk(2))
+            expected = torch.cat([a[0], b[0], a[1], b[1]])
+        np.testing.assert_array_equal(read_tensor(store, t), expected.float().numpy())
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "a" * 300, 7, "*", ".*.*.*.*.*x"])
+def test_a_pattern_that_could_take_for_ever(tmp_path, pattern):
+    model = ds.megatron()
+    info = {"parameter_to_average_patterns": [pattern]}
+    ds.pipeline(tmp_path, model, 2, 1, universal_checkpoint_info=info)
+    with pytest.raises(FormatError, match="parameter_to_average_patterns has a pattern that isn't"):
+        DeepSpeedFormat().index(LocalStore(tmp_path))
+
+
+def test_a_missing_slice(tmp_path):
+    ds.pipeline(tmp_path, ds.megatron(), 2, 1)
+    (tmp_path / "layer_03-model_01-model_states.pt").unlink()
+    with pytest.raises(FormatError, match=r"'3\..*' has slices in layer_03-model_00.* only"):
+        DeepSpeedFormat().index(LocalStore(tmp_path))

@@ -76,7 +76,8 @@ def model_states(model: Trained, shapes: list[list[str]], world: int, **more: ob
 
 def zero12(
     folder: Path, model: Trained, world: int, *, stage: int = 1, style: str = "zero",
-    groups: list[list[str]] | None = None, gap: int = 0, step: object = "tensor", **more: object,
+    groups: list[list[str]] | None = None, gap: int = 0, step: object = "tensor", mp: int = 0,
+    **more: object,
 ) -> None:  # fmt: skip
     """Write ZeRO 1 or 2; `style` is ``"zero"``, ``"bf16"`` or ``"elastic"``.
 
@@ -84,7 +85,8 @@ def zero12(
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups = groups or names_of(model)
-    torch.save(model_states(model, groups, world, **more), folder / "mp_rank_00_model_states.pt")
+    said = model_states(model, groups, world, **more)
+    torch.save(said, folder / f"mp_rank_{mp:02d}_model_states.pt")
     states = model.states()
     paddings = [[-model.master[n].numel() % gap if gap and n != g[-1] else 0 for n in g]
                 for g in groups]  # fmt: skip
@@ -137,7 +139,7 @@ def zero12(
         start = "bf16_" if style == "bf16" else ""
         torch.save(
             {"optimizer_state_dict": told, "ds_config": {}, "ds_version": "0.14.0"},
-            folder / f"{start}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+            folder / f"{start}zero_pp_rank_{rank}_mp_rank_{mp:02d}_optim_states.pt",
         )
 
 
@@ -206,3 +208,63 @@ def universal(folder: Path, model: Trained, *, bare: bool = False, vocab: int = 
     torch.save(told, folder / "zero" / "optimizer_state.pt")
     start = "zero_pp_rank_0_" if bare else ""
     torch.save(model_states(model, groups, 1), folder / f"{start}mp_rank_00_model_states.pt")
+
+
+MEGATRON = {
+    "tied_modules.embed.word_embeddings.weight": (12, 4),
+    "3.input_layernorm.weight": (4,),
+    "3.self_attention.query_key_value.weight": (24, 4),
+    "3.self_attention.query_key_value.bias": (24,),
+    "3.self_attention.dense.weight": (4, 8),
+    "3.self_attention.dense.bias": (4,),
+    "4.mlp.dense_h_to_4h.weight": (16, 4),
+    "4.mlp.dense_4h_to_h.weight": (4, 16),
+    "4.mystery.weight": (4, 4),
+    "6.weight": (4,),
+}
+"""Names as in the pipelines of Megatron-DeepSpeed and GPT-NeoX, to the shapes of the whole."""
+
+COPIES = ("norm.weight", "dense.bias", "6.weight")
+ROWS = ("dense.weight", "dense_4h_to_h.weight")
+
+
+def megatron() -> Trained:
+    """Random states of a pipeline's parameters."""
+    draw = torch.Generator().manual_seed(1)
+    states = [
+        {n: torch.randn(shape, generator=draw) for n, shape in MEGATRON.items()} for _ in range(4)
+    ]
+    states[0] = {n: t.bfloat16() for n, t in states[1].items()}
+    return Trained(None, *states, step=9)
+
+
+def slices(name: str, tensor: torch.Tensor, tp: int) -> list[torch.Tensor]:
+    """What each tensor-parallel rank has of it."""
+    if name.endswith(COPIES):
+        return [tensor.clone() for _ in range(tp)]
+    return [c.clone() for c in tensor.chunk(tp, 1 if name.endswith(ROWS) else 0)]
+
+
+def pipeline(folder: Path, model: Trained, tp: int, world: int, **more: object) -> None:
+    """Write two stages, the embedding tied into the second one, with the weights by layer."""
+    names = list(model.master)
+    stages = [names[:6], [names[0], *names[6:]]]
+    for s, held in enumerate(stages):
+        for t in range(tp):
+            cut = [
+                {n: slices(n, tensors[n], tp)[t] for n in held}
+                for tensors in model.states().values()
+            ]
+            mine = Trained(None, *cut, step=model.step)
+            zero12(folder, mine, world, style="bf16", groups=names_of(mine), mp=s * tp + t,
+                   module=None, **more)  # fmt: skip
+            layers: dict[int, dict[str, torch.Tensor]] = {}
+            for n in held if s == 0 else held[1:]:
+                first, rest = n.split(".", 1)
+                layer, key = (1, rest.split(".", 1)[1]) if first[0] == "t" else (int(first), rest)
+                layers.setdefault(layer, {})[key] = mine.weight[n]
+            for layer, weights in layers.items():
+                axis = f"-model_{t:02d}" if tp > 1 else ""
+                torch.save(
+                    OrderedDict(weights), folder / f"layer_{layer:02d}{axis}-model_states.pt"
+                )
