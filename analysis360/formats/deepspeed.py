@@ -75,8 +75,7 @@ formats.add("deepspeed", DeepSpeedFormat())
 def _add_frozen(reader: HeaderReader, files: Files, model: Model, made: Assembly) -> None:
     """Put together what ZeRO 3 keeps of parameters that aren't trained: a share in each rank."""
     for mp, first in enumerate(model.files):
-        names = [n for n, s in first.frozen.items() if n in first.fragments
-                 and first.fragments[n].shape != s]  # fmt: skip
+        names = first.sharded
         if not names:
             continue
         ranks = sorted(dp for m, dp in files.models if m == mp)

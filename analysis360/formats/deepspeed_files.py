@@ -189,6 +189,15 @@ class ModelFile:
         return {name: shape for group in groups for name, shape in group.items()}
 
     @property
+    def sharded(self) -> list[str]:
+        """Frozen parameters that aren't stored whole, in the module or beside it."""
+        found = {**self.fragments, **self.module}
+        return [
+            name for name, shape in self.frozen.items()
+            if name in self.fragments and found[name].shape != shape
+        ]  # fmt: skip
+
+    @property
     def step(self) -> int | None:
         """Optimizer steps: those that were taken, less those skipped for an overflow."""
         steps, skipped = self.root.get("global_steps"), self.root.get("skipped_steps")

@@ -456,3 +456,23 @@ def test_a_missing_slice(tmp_path):
     (tmp_path / "layer_03-model_01-model_states.pt").unlink()
     with pytest.raises(FormatError, match=r"'3\..*' has slices in layer_03-model_00.* only"):
         DeepSpeedFormat().index(LocalStore(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("write", "how"),
+    [(ds.zero12, {"stage": 1}), (ds.zero12, {"stage": 2, "gap": 8}), (ds.zero3, {}),
+     (ds.zero3, {"frozen": ("model.norm.weight", "lm_head.weight")})],
+)  # fmt: skip
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_deepspeeds_own_merge_agrees(tmp_path, write, how, world):
+    """Masters are those that ``zero_to_fp32`` makes of the same files."""
+    merge = pytest.importorskip("deepspeed.utils.zero_to_fp32", exc_type=ImportError)
+    write(tmp_path / "global_step3", MODEL, world, **how)
+    theirs = merge.get_fp32_state_dict_from_zero_checkpoint(str(tmp_path), "global_step3")
+    store = LocalStore(tmp_path)
+    mine = {t.name: t for t in index_checkpoint(store).tensors if t.state == "weight"}
+    mine |= {t.name: t for t in index_checkpoint(store).tensors if t.state == "master"}
+    theirs.pop("model.rotary.inv_freq", None)
+    assert {n for n, t in theirs.items() if t.numel()} == mine.keys()
+    for name, tensor in mine.items():
+        np.testing.assert_array_equal(read_tensor(store, tensor), theirs[name].float().numpy())
