@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 from analysis360.errors import FormatError
@@ -182,7 +183,7 @@ class ModelFile:
     frozen: Shapes
     fragments: dict[str, StoredTensor]
 
-    @property
+    @cached_property
     def shapes(self) -> Shapes:
         """Shapes of the parameters of all groups, and of those that are frozen."""
         groups = [*(self.groups or ()), self.frozen]

@@ -8,6 +8,7 @@ parts, and an `Assembly` checks that they cover every element of every tensor on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,10 @@ def _covers(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
         return f"has {numel} elements, its parts hold {held}"
     if len(found) < 2:
         return ""
+    flats = sorted(part.flat for part in parts if part.flat is not None)
+    if len(flats) == len(parts):  # cut in one order: so many ranks that boxes would be too many
+        twice = any(a[1] > b[0] for a, b in itertools.pairwise(flats))
+        return "has elements that two parts hold" if twice else ""
     cuts = [sorted({edge for box in found for edge in box[d]}) for d in range(len(shape))]
     if math.prod(len(c) - 1 for c in cuts) > _CELLS:
         return "lies in too many pieces to be checked"
