@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from analysis360.core import Adam
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
-from analysis360.formats.deepspeed_files import Files, by_threads, find_files, kinds, read_model
-from analysis360.formats.deepspeed_model import Model, adam_of_groups, check_ranks, open_model
+from analysis360.formats.deepspeed_files import Files, by_threads, find_files, kinds
+from analysis360.formats.deepspeed_model import (
+    Model,
+    adam_of_groups,
+    add_weights,
+    check_ranks,
+    open_model,
+)
 from analysis360.formats.deepspeed_ranks import Rank, pieces, read_rank
-from analysis360.formats.fields import read_number, size_of
+from analysis360.formats.fields import read_number
 from analysis360.formats.layout import Assembly
 from analysis360.formats.torch_file import open_torch
 from analysis360.storage.base import Store
@@ -51,8 +57,7 @@ class DeepSpeedFormat(Format):
         files = find_files(store.uri, reader.files)
         model = open_model(reader, files)
         made = Assembly(store.uri)
-        model.add_weights(made)
-        _add_frozen(reader, files, model, made)
+        add_weights(reader, files, model, made)
         ranks = _ranks(reader, files)
         for mp, held in ranks.items():
             _add_states(model, made, mp, held)
@@ -70,24 +75,6 @@ class DeepSpeedFormat(Format):
 
 
 formats.add("deepspeed", DeepSpeedFormat())
-
-
-def _add_frozen(reader: HeaderReader, files: Files, model: Model, made: Assembly) -> None:
-    """Put together what ZeRO 3 keeps of parameters that aren't trained: a share in each rank."""
-    for mp, first in enumerate(model.files):
-        names = first.sharded
-        if not names:
-            continue
-        ranks = sorted(dp for m, dp in files.models if m == mp)
-        check_ranks(reader.store.uri, "model_states.pt of data-parallel rank", ranks)
-        paths = [files.models[mp, dp] for dp in ranks[1:]]
-        others = by_threads(lambda path: read_model(reader, open_torch(reader, path)), paths)
-        for dp, file in enumerate([first, *others]):
-            for name in names:
-                shape = first.frozen[name]
-                run = file.share(name, dp, -(-size_of(shape) // len(ranks)), size_of(shape))
-                if run is not None:
-                    model.place(made, mp, name, "weight", name, run)
 
 
 def _ranks(reader: HeaderReader, files: Files) -> dict[int, list[Rank]]:

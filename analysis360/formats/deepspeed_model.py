@@ -17,7 +17,7 @@ from analysis360.formats.layout import Assembly, Stretch, Strip, place
 from analysis360.formats.torch_file import TorchFile, open_torch
 from analysis360.storage.memory import adam_of
 
-__all__ = ["Model", "adam_of_groups", "check_ranks", "open_model"]
+__all__ = ["Model", "add_weights", "adam_of_groups", "check_ranks", "open_model"]
 
 _Slice = tuple[TorchFile, StoredTensor]
 Note = tuple[str, str]
@@ -138,15 +138,24 @@ class Model:
         else:
             self._put(made, value.shape, strips, "weight", name, file.stretch(value, name))
 
+    def no_parameter(self, name: str) -> str:
+        """Why a stored name is no parameter of its own; empty if it is."""
+        if self._shape(name) is not None:
+            return ""
+        for file in self.files:
+            if name in file.shared:
+                return f"the same parameter as {file.shared[name]}"
+            if name in file.buffers:
+                return "a buffer, not a parameter"
+        return ""
+
     def _unwanted(self, name: str, held: list[StoredTensor]) -> str:
         """Why a weight isn't listed; empty if it is."""
-        first, told = self.files[0] if self.files else None, self._shape(name)
-        if first is not None and name in first.shared:
-            return f"the same parameter as {first.shared[name]}"
-        if told is None and any(name in file.buffers for file in self.files):
-            return "a buffer, not a parameter"
+        why, told = self.no_parameter(name), self._shape(name)
+        if why:
+            return why
         empty = told is not None and size_of(told) and not any(math.prod(v.shape) for v in held)
-        if empty and first is not None and name not in first.frozen:
+        if empty and not any(name in file.frozen for file in self.files):
             return "a placeholder: ZeRO 3 partitions the weights, and stores their masters only"
         if told is not None and not empty and told != held[0].shape:
             raise FormatError(
@@ -196,6 +205,31 @@ class Model:
             if known.startswith("tied_modules.") and start + held[0] in self._stages:
                 return start
         return f"{layer}."
+
+
+def add_weights(reader: HeaderReader, files: Files, model: Model, made: Assembly) -> None:
+    """Put the weights, also what ZeRO 3 keeps of those that aren't trained: a share in each rank.
+
+    Raises
+    ------
+    FormatError
+        If the file of a rank is missing or damaged, or its share is of another size.
+    """
+    model.add_weights(made)
+    for mp, first in enumerate(model.files):
+        names = first.sharded
+        if not names:
+            continue
+        ranks = sorted(dp for m, dp in files.models if m == mp)
+        check_ranks(reader.store.uri, "model_states.pt of data-parallel rank", ranks)
+        paths = [files.models[mp, dp] for dp in ranks[1:]]
+        others = by_threads(lambda path: read_model(reader, open_torch(reader, path)), paths)
+        for dp, file in enumerate([first, *others]):
+            for name in names:
+                shape = first.frozen[name]
+                run = file.share(name, dp, -(-size_of(shape) // len(ranks)), size_of(shape))
+                if run is not None:
+                    model.place(made, mp, name, "weight", name, run)
 
 
 def open_model(reader: HeaderReader, files: Files) -> Model:
@@ -261,4 +295,7 @@ def adam_of_groups(model: Model, mp: int, settings: list[Fields], told: Fields) 
     sizes += [0] * len(settings)
     adam = adam_of((s.data, float(size)) for s, size in zip(settings, sizes, strict=False))
     clip = plain_number(told.get("clip_grad"))
+    if clip is None and mp < len(model.files):  # ZeRO 3 keeps it in the trainer's settings only
+        config = model.files[mp].root.get("ds_config")
+        clip = plain_number(config.get("gradient_clipping")) if isinstance(config, dict) else None
     return replace(adam, clip=clip) if adam is not None and clip else adam

@@ -14,7 +14,7 @@ from analysis360.core import Adam, Part, TensorInfo
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
 from analysis360.formats.deepspeed_files import Files, by_threads, find_files, kinds
-from analysis360.formats.deepspeed_model import Model, adam_of_groups, open_model
+from analysis360.formats.deepspeed_model import Model, adam_of_groups, add_weights, open_model
 from analysis360.formats.fields import Fields, kind, read_number
 from analysis360.formats.inert import StoredTensor
 from analysis360.formats.layout import Assembly
@@ -52,11 +52,11 @@ class UniversalFormat(Format):
         reader = HeaderReader(store)
         files = find_files(store.uri, reader.files)
         model = open_model(reader, files)
-        wanted = [(name, state) for name, state in files.universal if state in _STATES]
+        wanted = _wanted(files, model)
         read = by_threads(lambda at: _read(reader, files.universal[at], *at), wanted)
         found = [_shaped(model, held) for held in read]
         made = Assembly(store.uri)
-        model.add_weights(made)
+        add_weights(reader, files, model, made)
         rows = {h.name: h.info.shape[0] for h in found if h.cut_rows and h.info.shape}
         weights = [_cut(t, rows) for t in made.tensors()]
         told = {held.name for held in found if held.info.state == "master"}
@@ -71,6 +71,18 @@ class UniversalFormat(Format):
 
 
 formats.add("deepspeed-universal", UniversalFormat())
+
+
+def _wanted(files: Files, model: Model) -> list[tuple[str, str]]:
+    """Parameters and states to read; newer converters store tied names and buffers too."""
+    found: list[tuple[str, str]] = []
+    for name, state in files.universal:
+        why = model.no_parameter(name) if state in _STATES else ""
+        if why:
+            model.skipped.append((name, why))
+        elif state in _STATES:
+            found.append((name, state))
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Checkpoints of DeepSpeed: every tensor bit by bit, whatever the ranks cut, and no padding."""
 
+import os
 import re
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.formats.llama import Sizes, trained
 
 ODD = Sizes(layers=2, hidden=10, heads=2, kv_heads=2, ffn=7, vocab=13)  # nothing divides by 4
 MODEL = trained(ODD)
+THOROUGH = "A360_THOROUGH" in os.environ
 ADAM = Adam(0.9, 0.95, 1e-8, weight_decay=0.1, clip=1.0, lr=1e-2)
 
 
@@ -96,7 +98,7 @@ def test_shares_of_every_parameter(tmp_path, world):
     ds.zero3(tmp_path, MODEL, world)
     index = check(tmp_path, ("master", "exp_avg", "exp_avg_sq"))
     assert index.step == 3
-    assert index.adam == Adam(0.9, 0.95, 1e-8, weight_decay=0.1, lr=1e-2)
+    assert index.adam == ADAM  # clipping is said in the trainer's settings
     assert {why for _, why in index.skipped} == {
         "a placeholder: ZeRO 3 partitions the weights, and stores their masters only"
     }
@@ -116,6 +118,7 @@ def test_universal(tmp_path, bare):
     index = check(tmp_path)
     assert (index.adam, index.step) == (ADAM, 3)
     reads = len(index.probes)
+    assert index.skipped == (("model.rotary.inv_freq", "a buffer, not a parameter"),)
     small = sum(size <= 32_768 for size in LocalStore(tmp_path).files().values())
     assert reads <= small + 3  # one request each, one step of them all
 
@@ -380,8 +383,8 @@ def test_wrong_types_anywhere_are_format_errors(tmp_path, which):
         path = next(tmp_path.glob(f"*{which}_states.pt"))
     data, seen = path.read_bytes(), 0
     places = list(paths(torch.load(path, weights_only=False)))
-    for i, place in enumerate(places):
-        value = [None, -1, "x", [1], {"a": 1}, 2**70, torch.ones(3), {1: []}][i % 8]
+    for i, place in list(enumerate(places))[:: 1 if THOROUGH else 4]:
+        value = [None, -1, "x", [1], {"a": 1}, 2**70, torch.ones(3), {1: []}][i * 5 // 4 % 8]
         edited(path, put(*place, value=value))
         try:
             index_checkpoint(LocalStore(tmp_path))
@@ -389,7 +392,7 @@ def test_wrong_types_anywhere_are_format_errors(tmp_path, which):
             seen += 1
             assert re.search(r"\.pt|param_shapes", str(error)), error
         path.write_bytes(data)
-    assert len(places) > 10 and seen > 2
+    assert len(places) > 10 and seen > 1
 
 
 def test_a_pipeline_of_two_stages(tmp_path):

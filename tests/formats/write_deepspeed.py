@@ -70,7 +70,8 @@ def model_states(model: Trained, shapes: list[list[str]], world: int, **more: ob
         "param_shapes": [OrderedDict((n, model.master[n].shape) for n in g) for g in shapes],
         "frozen_param_shapes": None, "frozen_param_fragments": None, "shared_params": {},
         "lr_scheduler": None, "skipped_steps": 0, "global_steps": model.step,
-        "dp_world_size": world, "mp_world_size": 1, "ds_version": "0.14.0", "ds_config": {},
+        "dp_world_size": world, "mp_world_size": 1, "ds_version": "0.14.0",
+        "ds_config": {"gradient_clipping": 1.0},
     } | more  # fmt: skip
 
 
@@ -194,6 +195,9 @@ def universal(folder: Path, model: Trained, *, bare: bool = False, vocab: int = 
     With `vocab` the embedding's rows from there on are padding, which only the weights have.
     """
     states = {"fp32": model.master, "exp_avg": model.exp_avg, "exp_avg_sq": model.exp_avg_sq}
+    buffer = folder / "zero" / "model.rotary.inv_freq"  # newer converters write these too
+    buffer.mkdir(parents=True)
+    torch.save({"param": torch.ones(4)}, buffer / "fp32.pt")
     for name in model.master:
         place = folder / "zero" / name
         place.mkdir(parents=True)
