@@ -54,8 +54,9 @@ class Model:
         strips = self._strips.get(name)
         if strips is None or self._stages[name] != mp // self.slices.degree:
             return
-        t = mp % self.slices.degree
-        self._put(made, self.files[mp].shapes[name], strips[t], state, key, run)
+        mine = strips[mp % self.slices.degree]
+        if mine:
+            self._put(made, self.files[mp].shapes[name], mine, state, key, run)
 
     def _put(
         self, made: Assembly, shape: Shape, strips: list[Strip], state: str, key: str, run: Stretch
