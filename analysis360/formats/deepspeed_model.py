@@ -294,9 +294,20 @@ def adam_of_groups(model: Model, mp: int, settings: list[Fields], told: Fields) 
     groups = (model.files[mp].groups if mp < len(model.files) else None) or []
     sizes = [sum(size_of(s) for s in group.values() if len(s) > 1) for group in groups]
     sizes += [0] * len(settings)
+    config = Fields({}, told.where)
+    if mp < len(model.files) and isinstance(model.files[mp].root.get("ds_config"), dict):
+        config = model.files[mp].root.fields("ds_config")
     adam = adam_of((s.data, float(size)) for s, size in zip(settings, sizes, strict=False))
-    clip = plain_number(told.get("clip_grad"))
-    if clip is None and mp < len(model.files):  # ZeRO 3 keeps it in the trainer's settings only
-        config = model.files[mp].root.get("ds_config")
-        clip = plain_number(config.get("gradient_clipping")) if isinstance(config, dict) else None
+    adam = adam or _configured(config)
+    clip = plain_number(told.get("clip_grad")) or plain_number(config.get("gradient_clipping"))
     return replace(adam, clip=clip) if adam is not None and clip else adam
+
+
+def _configured(config: Fields) -> Adam | None:
+    """What the trainer's settings say of Adam; not the learning rate, which a schedule changes."""
+    said: object = config.data
+    for key in ("optimizer", "params"):
+        said = said.get(key) if isinstance(said, dict) else None
+    if not isinstance(said, dict):
+        return None
+    return adam_of([({k: v for k, v in said.items() if k != "lr"}, 1.0)])

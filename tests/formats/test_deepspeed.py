@@ -1,5 +1,6 @@
 """Checkpoints of DeepSpeed: every tensor bit by bit, whatever the ranks cut, and no padding."""
 
+import dataclasses
 import os
 import re
 
@@ -22,6 +23,7 @@ from tests.formats.llama import Sizes, trained
 
 ODD = Sizes(layers=2, hidden=10, heads=2, kv_heads=2, ffn=7, vocab=13)  # nothing divides by 4
 MODEL = trained(ODD)
+SMALL = trained(Sizes(layers=1, hidden=2, heads=1, kv_heads=1, ffn=1, vocab=3))
 THOROUGH = "A360_THOROUGH" in os.environ
 ADAM = Adam(0.9, 0.95, 1e-8, weight_decay=0.1, clip=1.0, lr=1e-2)
 
@@ -64,9 +66,8 @@ class TestZero3(FormatTests):
 class TestUniversal(FormatTests):
     @pytest.fixture
     def checkpoint(self, tmp_path):
-        small = trained(Sizes(layers=1, hidden=4, heads=1, kv_heads=1, ffn=3, vocab=5))
-        ds.universal(tmp_path / "global_step3_universal", small)
-        return UniversalFormat(), LocalStore(tmp_path), arrays(small.weight)
+        ds.universal(tmp_path / "global_step3_universal", SMALL)
+        return UniversalFormat(), LocalStore(tmp_path), arrays(SMALL.weight)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -82,7 +83,8 @@ def test_partitions_of_flat_groups(tmp_path, world, how):
     ds.zero12(tmp_path / "global_step3", MODEL, world, **how)
     index = check(tmp_path)
     assert index.step == 3
-    assert index.adam == (None if how.get("style") == "elastic" else ADAM)
+    elastic = how.get("style") == "elastic"  # which keeps no parameter groups
+    assert index.adam == (dataclasses.replace(ADAM, lr=None) if elastic else ADAM)
     assert index.skipped == (("model.rotary.inv_freq", "a buffer, not a parameter"),)
 
 
@@ -358,6 +360,21 @@ def test_several_checkpoints(tmp_path):
         index_checkpoint(store)
 
 
+@pytest.mark.parametrize("name", ["global_step{}", "global_step{}_universal", "checkpoint-{}"])
+def test_a_run_of_such_folders(tmp_path, name):
+    for step in (100, 200):
+        folder = tmp_path / name.format(step)
+        if "universal" in name:
+            ds.universal(folder, SMALL)
+        else:
+            ds.zero12(folder / "global_step3" if "check" in name else folder, SMALL, 2)
+    (tmp_path / "latest").write_text("global_step200")
+    run = a360.open_run(tmp_path)
+    assert [(c.branch, c.step) for c in run.entries] == [("main", 100), ("main", 200)]
+    table = a360.plan(run, ["rms"], against=[]).run(progress=False)
+    assert sorted(table.step.unique()) == [100, 200]
+
+
 def paths(node, above=()):
     """Every place in nested containers."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
@@ -369,21 +386,20 @@ def paths(node, above=()):
 
 @pytest.mark.parametrize("which", ["model", "optim", "zero3 model", "zero3 optim", "universal"])
 def test_wrong_types_anywhere_are_format_errors(tmp_path, which):
-    small = trained(Sizes(layers=1, hidden=2, heads=1, kv_heads=1, ffn=1, vocab=3), 1)
     if which == "universal":
-        ds.universal(tmp_path, small)
+        ds.universal(tmp_path, SMALL)
         path = tmp_path / "zero/optimizer_state.pt"
     elif which.startswith("zero3"):
-        ds.zero3(tmp_path, small, 2, frozen=("model.norm.weight",))
+        ds.zero3(tmp_path, SMALL, 2, frozen=("model.norm.weight",))
         path = tmp_path / f"zero_pp_rank_1_mp_rank_00_{which.split()[1]}_states.pt"
         if which == "zero3 model":
             path = tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt"
     else:
-        ds.zero12(tmp_path, small, 2)
+        ds.zero12(tmp_path, SMALL, 2)
         path = next(tmp_path.glob(f"*{which}_states.pt"))
     data, seen = path.read_bytes(), 0
     places = list(paths(torch.load(path, weights_only=False)))
-    for i, place in list(enumerate(places))[:: 1 if THOROUGH else 4]:
+    for i, place in list(enumerate(places))[:: 1 if THOROUGH or which == "universal" else 4]:
         value = [None, -1, "x", [1], {"a": 1}, 2**70, torch.ones(3), {1: []}][i * 5 // 4 % 8]
         edited(path, put(*place, value=value))
         try:

@@ -71,7 +71,11 @@ def model_states(model: Trained, shapes: list[list[str]], world: int, **more: ob
         "frozen_param_shapes": None, "frozen_param_fragments": None, "shared_params": {},
         "lr_scheduler": None, "skipped_steps": 0, "global_steps": model.step,
         "dp_world_size": world, "mp_world_size": 1, "ds_version": "0.14.0",
-        "ds_config": {"gradient_clipping": 1.0},
+        "ds_config": {
+            "gradient_clipping": 1.0,
+            "optimizer": {"type": "AdamW", "params": {
+                "lr": 9.0, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}},
+        },
     } | more  # fmt: skip
 
 
