@@ -251,7 +251,8 @@ def open_model(reader: HeaderReader, files: Files) -> Model:
     opened = by_threads(lambda path: open_torch(reader, path), [*paths, *files.layers.values()])
     models = [read_model(reader, file) for file in opened[: len(paths)]]
     layers = dict(zip(files.layers, opened[len(paths) :], strict=True))
-    model = Model(uri, models, layers, Slices(_rules(models), _degree(uri, models, files)))
+    count = _degree(uri, models, files)
+    model = Model(uri, models, layers, Slices(_rules(models if count > 1 else []), count))
     names = {name for m in models for name in (*m.shapes, *m.module)}
     if names and all(name.startswith("module.") for name in names):
         model.prefix = "module."

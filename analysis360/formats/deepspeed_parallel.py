@@ -28,7 +28,8 @@ _COLUMNS = re.compile(
     r"|embed_out|[qkv]_proj|gate_proj|up_proj)\.(weight|bias)"
 )
 _PLAIN = re.compile(r"[\w.\\+*$^-]{1,200}")  # what a stored pattern may consist of
-_REPEATS = 4  # quantifiers in it: more of them could take for ever
+_LONGEST = 300  # characters of a name that patterns are tried on
+_REPEATS = 3  # quantifiers in it: more of them could take for ever
 
 Shape = tuple[int, ...]
 Rule = Callable[[str], str]
@@ -48,13 +49,20 @@ def rules_of(root: Fields) -> Rule:
     if root.get("universal_checkpoint_info") is None:
         return _known
     info = root.fields("universal_checkpoint_info")
-    told = {way: _patterns(info, key) for way, key in _KEYS.items()}
-    fused = []
-    for entry in info.each("parameter_with_sub_params") if info.get(_SUB) is not None else ():
+    fused: list[re.Pattern[str]] = []
+    for entry in info.each(_SUB) if info.get(_SUB) is not None else ():
         fused += _patterns(entry, "patterns")
-    told["its sub-parameters are sliced one by one, which isn't read"] = fused
+    told = {
+        "first": _patterns(info, "tp_replicated_parameter_patterns"),
+        _AVERAGED: _patterns(info, "parameter_to_average_patterns"),
+        "halves": _patterns(info, "parameter_with_2_sub_params_cat_dim_0"),
+        "its sub-parameters are sliced one by one, which isn't read": fused,
+        "rows": _patterns(info, "parameter_with_row_parallelism_patterns"),
+    }
 
     def rule(name: str) -> str:
+        if len(name) > _LONGEST:
+            return "no rule for so long a name"
         found = [way for way, known in told.items() if any(p.match(name) for p in known)]
         return found[0] if found else "columns"
 
@@ -63,12 +71,6 @@ def rules_of(root: Fields) -> Rule:
 
 _SUB = "parameter_with_sub_params"
 _AVERAGED = "tensor-parallel ranks hold copies of it, to be averaged"
-_KEYS = {
-    "first": "tp_replicated_parameter_patterns",
-    _AVERAGED: "parameter_to_average_patterns",
-    "halves": "parameter_with_2_sub_params_cat_dim_0",
-    "rows": "parameter_with_row_parallelism_patterns",
-}
 
 
 def _patterns(info: Fields, key: str) -> list[re.Pattern[str]]:
@@ -87,6 +89,8 @@ def _patterns(info: Fields, key: str) -> list[re.Pattern[str]]:
 
 
 def _known(name: str) -> str:
+    if len(name) > _LONGEST:
+        return "no rule for so long a name"
     if _COPIES.fullmatch(name):
         return _AVERAGED
     if _ROWS.fullmatch(name):
