@@ -27,6 +27,8 @@ from analysis360.storage.base import Store
 
 __all__ = ["DeepSpeedFormat"]
 
+_TAIL = 16_384  # bytes: the directory of a rank's few buffers; there may be hundreds of ranks
+
 
 class DeepSpeedFormat(Format):
     """Weights, fp32 masters and Adam's moments of DeepSpeed's ZeRO, as training saves them.
@@ -92,7 +94,8 @@ def _ranks(reader: HeaderReader, files: Files) -> dict[int, list[Rank]]:
             f"which names the parameters, of {len({mp for mp, _ in files.models})}"
         )
     read = by_threads(
-        lambda at: read_rank(open_torch(reader, files.optims[at]), *at), sorted(files.optims)
+        lambda at: read_rank(open_torch(reader, files.optims[at], tail=_TAIL), *at),
+        sorted(files.optims),
     )
     found_ranks: dict[int, list[Rank]] = {}
     for rank in read:
@@ -101,9 +104,13 @@ def _ranks(reader: HeaderReader, files: Files) -> dict[int, list[Rank]]:
 
 
 def _add_states(model: Model, made: Assembly, mp: int, ranks: list[Rank]) -> None:
-    groups = model.files[mp].groups
-    if groups is None:
-        raise model.files[mp].root.bad("param_shapes", "is missing, so nothing names the buffers")
+    file, count = model.files[mp], len(ranks[0].groups)
+    groups = file.groups
+    if groups is None or (file.ungrouped and ranks[0].stage < 3 and count != 1):
+        why = "is missing" if groups is None else f"doesn't tell its {count} groups apart"
+        where = f"{file.file.path}: param_shapes"
+        model.skipped.append((where, f"{why}, so the parameters in the flat buffers aren't known"))
+        return
     for piece in pieces(groups, ranks, model.skipped):
         model.place(made, mp, piece.name, piece.state, piece.key, piece.stretch)
 

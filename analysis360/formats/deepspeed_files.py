@@ -183,6 +183,11 @@ class ModelFile:
     frozen: Shapes
     fragments: dict[str, StoredTensor]
 
+    @property
+    def ungrouped(self) -> bool:
+        """Whether it's not told which parameters are in which group, as in early versions."""
+        return isinstance(self.root.get("param_shapes"), dict)
+
     @cached_property
     def shapes(self) -> Shapes:
         """Shapes of the parameters of all groups, and of those that are frozen."""
@@ -247,7 +252,7 @@ def read_model(reader: HeaderReader, file: TorchFile) -> ModelFile:
 def _groups(root: Fields) -> list[Shapes] | None:
     if root.get("param_shapes") is None:
         return None
-    if isinstance(root.get("param_shapes"), dict):  # before groups were told apart
+    if isinstance(root.get("param_shapes"), dict):
         return [root.fields("param_shapes").shapes()]
     groups = [group.shapes() for group in root.each("param_shapes")]
     seen: set[str] = set()

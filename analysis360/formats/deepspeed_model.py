@@ -257,6 +257,10 @@ def open_model(reader: HeaderReader, files: Files) -> Model:
     if names and all(name.startswith("module.") for name in names):
         model.prefix = "module."
     model.plan()
+    for m in models:
+        if m.groups is None and m.root.get("optimizer") is not None:
+            why = "the optimizer of a training without ZeRO, which isn't read"
+            model.skipped.append((f"{m.file.path}: optimizer", why))
     return model
 
 

@@ -6,6 +6,8 @@ The layout is that which DeepSpeed's own ``deepspeed/utils/zero_to_fp32.py`` tak
   ``param_shapes`` (which is that of ``round_robin_gradients`` where that is on), perhaps each with
   a padding behind it (``param_alignment_paddings``). The ranks hold equal partitions of it, and
   padding is at the end. Masters are stored without that, moments with it.
+  ``param_slice_mappings`` is not used: with ``round_robin_gradients`` it has the module's order,
+  which is not that of the buffer.
 - ZeRO 3: every rank holds the same share of every parameter, the last ones padded.
 """
 

@@ -252,6 +252,21 @@ def test_a_wrappers_prefix_is_dropped(tmp_path):
     check(tmp_path)
 
 
+def test_old_files_that_do_not_tell_the_groups(tmp_path):
+    """Weights are read, and of the buffers those of a single group."""
+    single = {n: t.shape for n, t in MODEL.master.items()}
+    ds.zero12(tmp_path / "one", MODEL, 2, groups=ds.names_of(MODEL, 1), param_shapes=single)
+    check(tmp_path / "one")
+    ds.zero12(tmp_path / "two", MODEL, 2, param_shapes=single)
+    index = check(tmp_path / "two", ("weight",))
+    assert any("doesn't tell its 2 groups apart" in why for _, why in index.skipped)
+    ds.zero12(tmp_path / "three", MODEL, 2, param_shapes=None, optimizer={"fp32_groups": 1})
+    skipped = check(tmp_path / "three", ("weight",)).skipped
+    assert [key for key, _ in skipped if "param_shapes" in key or "optimizer" in key] == [
+        "mp_rank_00_model_states.pt: optimizer", "mp_rank_00_model_states.pt: param_shapes",
+    ]  # fmt: skip
+
+
 def test_groups_of_experts_are_not_read(tmp_path):
     ds.zero12(tmp_path, MODEL, 2)
     for path in tmp_path.glob("*optim*"):
