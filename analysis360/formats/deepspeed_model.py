@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +19,7 @@ from analysis360.storage.memory import adam_of
 __all__ = ["Model", "add_weights", "adam_of_groups", "check_ranks", "open_model"]
 
 _Slice = tuple[TorchFile, StoredTensor]
+_TIED = "tied_modules."  # as DeepSpeed's pipelines name modules that several stages have
 Note = tuple[str, str]
 
 
@@ -117,6 +117,7 @@ class Model:
         """Put the weights of the module, those that the optimizer doesn't update included."""
         for name, held in self._weights().items():
             why = self._unwanted(name, [value for _, value in held])
+            why = why or next(filter(None, (file.why_unread(value) for file, value in held)), "")
             if why:
                 self.skipped.append((name, why))
                 continue
@@ -130,7 +131,7 @@ class Model:
     def _add_weight(
         self, made: Assembly, name: str, file: TorchFile, value: StoredTensor, strips: list[Strip]
     ) -> None:
-        if not strips or not math.prod(value.shape):
+        if not strips or not size_of(value.shape):
             return
         if is_whole(strips, value.shape):
             part = file.part(value, name)
@@ -141,7 +142,7 @@ class Model:
 
     def no_parameter(self, name: str) -> str:
         """Why a stored name is no parameter of its own; empty if it is."""
-        if self._shape(name) is not None:
+        if name in self._stages:
             return ""
         for file in self.files:
             if name in file.shared:
@@ -152,22 +153,21 @@ class Model:
 
     def _unwanted(self, name: str, held: list[StoredTensor]) -> str:
         """Why a weight isn't listed; empty if it is."""
-        why, told = self.no_parameter(name), self._shape(name)
-        if why:
-            return why
-        empty = told is not None and size_of(told) and not any(math.prod(v.shape) for v in held)
-        if empty and not any(name in file.frozen for file in self.files):
+        stage, count = self._stages.get(name), self.slices.degree
+        if stage is None:
+            return self.no_parameter(name)
+        told = [file.shapes[name] for file in self.files[stage * count : (stage + 1) * count]]
+        shapes = [value.shape for value in held]
+        if any(map(size_of, told)) and not any(map(size_of, shapes)):
+            if any(name in file.frozen for file in self.files):
+                return ""  # put together from the ranks' shares
             return "a placeholder: ZeRO 3 partitions the weights, and stores their masters only"
-        if told is not None and not empty and told != held[0].shape:
+        if told != shapes:
             raise FormatError(
-                f"{self.uri}: {name!r} is {list(held[0].shape)} among the weights, "
-                f"{list(told)} in param_shapes"
+                f"{self.uri}: {name!r} is {', '.join(map(str, shapes))} among the weights, "
+                f"{', '.join(map(str, told))} in param_shapes"
             )
         return ""
-
-    def _shape(self, name: str) -> Shape | None:
-        stage = self._stages.get(name)
-        return None if stage is None else self.files[stage * self.slices.degree].shapes[name]
 
     def _weights(self) -> dict[str, list[_Slice]]:
         """Slices of every weight, by tensor-parallel rank; of tied copies the first stage's."""
@@ -198,14 +198,11 @@ class Model:
 
     def _layer_name(self, layer: int, held: Iterable[str]) -> str:
         """What stands before the names in the file of a layer: its number, or what it's tied as."""
-        held = list(held)
         if any(name.startswith(f"{layer}.") for name in self._stages):
             return f"{layer}."
-        for known in self._stages:
-            start = ".".join(known.split(".")[:2]) + "."
-            if known.startswith("tied_modules.") and start + held[0] in self._stages:
-                return start
-        return f"{layer}."
+        tied = {".".join(n.split(".")[:2]) + "." for n in self._stages if n.startswith(_TIED)}
+        fits = [t for t in sorted(tied) if all(t + name in self._stages for name in held)]
+        return fits[0] if len(fits) == 1 else f"{layer}."
 
 
 def add_weights(reader: HeaderReader, files: Files, model: Model, made: Assembly) -> None:

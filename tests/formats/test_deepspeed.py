@@ -427,9 +427,10 @@ def test_wrong_types_anywhere_are_format_errors(tmp_path, which):
 
 
 def test_a_pipeline_of_two_stages(tmp_path):
-    """Weights are in files by layer, a tied embedding in both stages."""
+    """Weights are in files by layer, a tied embedding in both stages; a layer may be empty."""
     model = ds.megatron()
     ds.pipeline(tmp_path, model, 1, 3)
+    torch.save({}, tmp_path / "layer_05-model_states.pt")
     index = check(tmp_path, model=model)
     embed = "tied_modules.embed.word_embeddings.weight"
     assert index.skipped == ((embed, "also in pipeline stage 1, a tied copy"),)
@@ -483,6 +484,21 @@ def test_a_pattern_that_could_take_for_ever(tmp_path, pattern):
     ds.pipeline(tmp_path, model, 2, 1, universal_checkpoint_info=info)
     with pytest.raises(FormatError, match="parameter_to_average_patterns has a pattern that isn't"):
         DeepSpeedFormat().index(LocalStore(tmp_path))
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_weight_of_another_shape(tmp_path, tp):
+    ds.pipeline(tmp_path, ds.megatron(), tp, 1)
+    path = max(tmp_path.glob("layer_03*"))
+    edited(path, put("self_attention.dense.weight", value=torch.ones(3, 3)))
+    with pytest.raises(FormatError, match=r"'3.self_attention.dense.weight' is .*\(3, 3\) among"):
+        DeepSpeedFormat().index(LocalStore(tmp_path))
+
+
+def test_weights_that_cannot_be_read_are_skipped(tmp_path):
+    module = dict(MODEL.weight, odd=torch.ones(3, 1).expand(3, 5))
+    ds.zero12(tmp_path, MODEL, 1, module=module)
+    assert ("odd", "an expanded view, strides [1, 0]") in check(tmp_path).skipped
 
 
 def test_a_missing_slice(tmp_path):
