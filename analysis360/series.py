@@ -24,7 +24,8 @@ __all__ = [
 PATTERNS = (
     r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?ckpt[_-](?P<number>\d+)",
     r"checkpoint-(?P<step>\d+)",
-    r"(?:(?P<branch>[A-Za-z0-9]+?)[_-])?(?:global_?)?step[_-]?(?P<step>\d+)(?:-[\w-]+)?",
+    r"(?:(?P<branch>(?!global_)[A-Za-z0-9]+?)[_-])?(?:global_?)?step[_-]?(?P<step>\d+)"
+    r"(?:-[\w-]+|_universal)?",
     r"iter[_-](?P<step>\d+)",
 )
 """Names that checkpoints are known to have, tried in this order: LLM360, Hugging Face Trainer, OLMo

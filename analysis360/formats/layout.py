@@ -8,6 +8,7 @@ parts, and an `Assembly` checks that they cover every element of every tensor on
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -262,6 +263,9 @@ def _joined(last: Part, part: Part, shape: tuple[int, ...]) -> Part | None:
 
 def _covers(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     """Say what is wrong if parts do not cover a tensor's elements once; empty if they do."""
+    flats = sorted(part.flat for part in parts if part.flat is not None)
+    if len(flats) == len(parts):
+        return _covers_flat(math.prod(shape), flats)
     found = [b for p in parts for b in ([p.box] if p.box is not None else _flat(shape, p))]
     for box in found:
         if len(box) != len(shape) or any(
@@ -281,6 +285,17 @@ def _covers(shape: tuple[int, ...], parts: Sequence[Part]) -> str:
     for box in found:
         seen[tuple(slice(at[d][a], at[d][b]) for d, (a, b) in enumerate(box))] += 1
     return "" if (seen == 1).all() else "has elements that two parts hold"
+
+
+def _covers_flat(numel: int, flats: list[tuple[int, int]]) -> str:
+    """As `_covers`, of parts cut in one order: there may be as many as ranks, each cut mid-row."""
+    if flats and not 0 <= flats[0][0] <= flats[-1][1] <= numel:
+        return f"has a part outside of it, elements {flats[0][0]}…{flats[-1][1]}"
+    held = sum(stop - start for start, stop in flats)
+    if held != numel:
+        return f"has {numel} elements, its parts hold {held}"
+    twice = any(a[1] > b[0] for a, b in itertools.pairwise(flats))
+    return "has elements that two parts hold" if twice else ""
 
 
 def _flat(shape: tuple[int, ...], part: Part) -> Iterator[Box]:

@@ -17,8 +17,9 @@ _FOLDERS = {"model", "weights", "optimizer", "optim", "optimizer_state", "model_
 
 
 _TRAINERS = re.compile(
-    r"(.*/)?(mp_rank_\d+(_\d+)*/.*\.pt|(bf16_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt"
-    r"|(zero_pp_rank_\d+_)?mp_rank_\d+_model_states\.pt|layer_\d+-model_\d+-model_states\.pt"
+    r"(.*/)?(mp_rank_\d+(_\d+)*/.*\.pt|(bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_?optim_states\.pt"
+    r"|(zero_pp_rank_\d+_|(layer_\d+_)?expert_\d+_)?mp_rank_\d+_model_states\.pt"
+    r"|expp_rank_.*_optim_states\.pt|layer_\d+(-model_\d+)?-model_states\.pt"
     r"|zero/.*\.pt|__\d+_\d+\.distcp)"
 )
 

@@ -118,6 +118,32 @@ def test_what_does_not_cover_once_is_an_error(placed, what):
         made.tensors()
 
 
+def test_flat_parts_of_many_ranks():
+    """Cut mid-row by 5000 ranks: more cuts than a grid of boxes could hold."""
+    shape, share = (5003, 5009), 5012
+    numel = math.prod(shape)
+    edges = [*range(0, numel, share), numel]
+    made = Assembly("here")
+    for rank, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+        flat = Part(f"f{rank}", 0, 4 * (b - a), "float32", flat=(a, b))
+        made.put("w", "master", "w", shape, flat)
+    (tensor,) = made.tensors()
+    assert len(tensor.parts) == len(edges) - 1
+
+
+def test_flat_parts_that_overlap():
+    made = Assembly("here")
+    for a, b in ((0, 5), (4, 9)):
+        made.put("w", "w", "w", (3, 3), Part("f", 0, 4 * (b - a), "float32", flat=(a, b)))
+    with pytest.raises(FormatError, match="its parts hold 10"):
+        made.tensors()
+    made = Assembly("here")
+    for a, b in ((0, 5), (4, 8)):
+        made.put("w", "w", "w", (3, 3), Part("f", 0, 4 * (b - a), "float32", flat=(a, b)))
+    with pytest.raises(FormatError, match="two parts hold"):
+        made.tensors()
+
+
 def test_parts_that_disagree():
     made = Assembly("here")
     made.put("w", "weight", "w", (2,), part(((0, 1),)))
