@@ -521,6 +521,7 @@ def _states(files: Mapping[str, int]) -> str:
     names = [path.rsplit("/", 1)[-1].lower() for path in files]
     optimizer = any("optim" in n for n in names)
     model = any(
-        n.endswith((".safetensors", ".bin", ".pt", ".pth")) and "optim" not in n for n in names
+        n.endswith((".safetensors", ".bin", ".pt", ".pth", ".distcp")) and "optim" not in n
+        for n in names
     )
     return "+".join(s for s, there in (("weights", model), ("optimizer", optimizer)) if there)

@@ -329,7 +329,8 @@ def _holds_tensors(path: Path) -> bool:
 
 
 def _are_tensors(names: Iterable[str]) -> bool:
-    return any(n.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")) for n in names)
+    ends = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".distcp")
+    return any(name.endswith(ends) for name in names)
 
 
 def _open_hub(repository: str, said: Mapping[str, Any], asked: _Layout) -> Run:

@@ -19,7 +19,7 @@ from analysis360.formats.base import HeaderReader
 from analysis360.formats.inert import Storage, StoredTensor
 from analysis360.formats.layout import Stretch
 from analysis360.formats.unpickle import CutShort, storages_in, unpickle, unpickle_many
-from analysis360.formats.zip import ZipFile
+from analysis360.formats.zip import TAIL, ZipFile
 
 __all__ = ["NotTorch", "TorchFile", "open_torch"]
 
@@ -120,7 +120,7 @@ class TorchFile:
 
 
 def open_torch(
-    reader: HeaderReader, path: str, start: int = 0, size: int | None = None
+    reader: HeaderReader, path: str, start: int = 0, size: int | None = None, tail: int = TAIL
 ) -> TorchFile:
     """Read the directory and the pickle of one file of ``torch.save``.
 
@@ -130,6 +130,8 @@ def open_torch(
     path : str
     start, size : int, optional
         Where in the file it lies, if it is a part of one (as in distributed checkpoints).
+    tail : int
+        Bytes at its end that are read first, see `ZipFile`.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def open_torch(
     """
     where = f"{reader.store.uri}: {path}"
     try:
-        file = ZipFile(reader, path, start, size)
+        file = ZipFile(reader, path, start, size, tail)
     except FormatError as error:
         held = (reader.files[path] - start) if size is None else size
         first = reader.read(path, start, min(len(_LEGACY), max(held, 0)))

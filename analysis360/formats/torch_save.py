@@ -63,7 +63,8 @@ class TorchFormat(Format):
                 for index, keys in shards.get(path, {}).items():
                     check_shard(store.uri, index, path, set(file.weights), keys)
                 found.add(file)
-        if not found.tensors and not _has_safetensors(reader.files):
+        elsewhere = _has_safetensors(reader.files) or any(map(is_trainers, reader.files))
+        if not found.tensors and not elsewhere:
             why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
             raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
         return found.index()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
 
-__all__ = ["ZipFile", "ZipRecord"]
+__all__ = ["TAIL", "ZipFile", "ZipRecord"]
 
-_TAIL = 65_536 + 98  # bytes: the longest comment, and the three records at the end
+TAIL = 65_536 + 98
+"""Bytes at the end of a zip file: the longest comment, and the three records behind it."""
 _GAP = 65_536  # bytes that may be read for nothing, to save a request
 _DIRECTORY_LIMIT = 256_000_000  # bytes
 _LOCAL = 30  # bytes of a local header before the name
@@ -64,7 +65,7 @@ class ZipFile:
         path: str,
         start: int = 0,
         size: int | None = None,
-        tail: int = _TAIL,
+        tail: int = TAIL,
     ) -> None:
         self._reader, self.path, self._at = reader, path, start
         self.where = f"{reader.store.uri}: {path}"
