@@ -142,7 +142,7 @@ class _Machine:
         """Read one pickle; the next begins where it ends."""
         self.stack, self.memo = [], {}
         while True:
-            code = self.take(1)[0]
+            code = self.byte()
             if code == 0x2E:  # STOP
                 if len(self.stack) != 1:
                     raise Refused(f"{len(self.stack)} objects at its end instead of one")
@@ -158,6 +158,13 @@ class _Machine:
         found = self.data[self.at : self.at + count]
         self.at += count
         return found
+
+    def byte(self) -> int:
+        """One byte: most of what is taken, and a third faster than `take`."""
+        if self.at >= len(self.data):
+            raise _Ended("cut short")
+        self.at += 1
+        return self.data[self.at - 1]
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -333,7 +340,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "(": lambda m: m.push(_MARK), "0": lambda m: m.stack.pop(), "1": lambda m: m.to_mark(),
         "2": lambda m: m.push(m.stack[-1]), "\x80": lambda m: m.take(1), "\x95": _frame,
         "N": _constant(None), "\x88": _constant(True), "\x89": _constant(False),
-        "I": _int, "J": lambda m: m.push(m.number("<i")), "K": lambda m: m.push(m.number("<B")),
+        "I": _int, "J": lambda m: m.push(m.number("<i")), "K": lambda m: m.push(m.byte()),
         "M": lambda m: m.push(m.number("<H")), "L": lambda m: m.push(int(m.line().rstrip("L"))),
         "\x8a": _long("<B"), "\x8b": _long("<i"),
         "F": lambda m: m.push(float(m.line())), "G": lambda m: m.push(m.number(">d")),
@@ -351,10 +358,10 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "c": lambda m: m.name(m.line(), m.line()), "\x93": _stack_global,
         "R": _reduce, "\x81": _reduce, "\x92": _new_ex, "i": _inst, "o": _obj,
         "b": lambda m: m.build(), "Q": lambda m: m.persistent(),
-        "p": lambda m: _put(m, int(m.line())), "q": lambda m: _put(m, m.number("<B")),
+        "p": lambda m: _put(m, int(m.line())), "q": lambda m: _put(m, m.byte()),
         "r": lambda m: _put(m, m.number("<I")), "\x94": lambda m: _put(m, len(m.memo)),
         "g": lambda m: m.push(m.memo[int(m.line())]),
-        "h": lambda m: m.push(m.memo[m.number("<B")]),
+        "h": lambda m: m.push(m.memo[m.byte()]),
         "j": lambda m: m.push(m.memo[m.number("<I")]),
     }.items()
 }  # fmt: skip
