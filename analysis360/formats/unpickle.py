@@ -141,8 +141,12 @@ class _Machine:
     def next(self) -> Any:
         """Read one pickle; the next begins where it ends."""
         self.stack, self.memo = [], {}
-        while True:
-            code = self.byte()
+        data, size = self.data, len(self.data)
+        while True:  # as little as can be: the metadata of large checkpoints have millions of steps
+            if self.at >= size:
+                raise _Ended("cut short")
+            code = data[self.at]
+            self.at += 1
             if code == 0x2E:  # STOP
                 if len(self.stack) != 1:
                     raise Refused(f"{len(self.stack)} objects at its end instead of one")
@@ -305,6 +309,14 @@ def _put(m: _Machine, key: int) -> None:
     m.memo[key] = m.stack[-1]
 
 
+def _memoize(m: _Machine) -> None:
+    m.memo[len(m.memo)] = m.stack[-1]
+
+
+def _get(m: _Machine) -> None:
+    m.stack.append(m.memo[int.from_bytes(m.take(4), "little")])
+
+
 def _frame(m: _Machine) -> None:
     m.number("<Q")
 
@@ -359,9 +371,9 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "R": _reduce, "\x81": _reduce, "\x92": _new_ex, "i": _inst, "o": _obj,
         "b": lambda m: m.build(), "Q": lambda m: m.persistent(),
         "p": lambda m: _put(m, int(m.line())), "q": lambda m: _put(m, m.byte()),
-        "r": lambda m: _put(m, m.number("<I")), "\x94": lambda m: _put(m, len(m.memo)),
+        "r": lambda m: _put(m, m.number("<I")), "\x94": _memoize,
         "g": lambda m: m.push(m.memo[int(m.line())]),
         "h": lambda m: m.push(m.memo[m.byte()]),
-        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        "j": _get,
     }.items()
 }  # fmt: skip
