@@ -51,6 +51,7 @@ _OPTIMIZER = {
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.|^module\."
 )
+_NUMBERS = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")  # of layers and experts, not the 1 of "w1"
 _HYPER = ("betas", "eps", "weight_decay", "lr")
 _GROUPS = 16  # parameter groups whose list of parameters may be read, to find the largest
 
@@ -196,7 +197,7 @@ class _Like:
 
 def _like(tensor: SavedTensor, chunk: Chunk) -> _Like:
     ordered = sum(n > 1 for n in chunk.sides) < 2
-    module = "" if ordered else re.sub(r"\d+", "#", tensor.key)
+    module = "" if ordered else _NUMBERS.sub("#", tensor.key)
     return _Like(chunk.blob.nbytes, tensor.dtype, chunk.sides, module)
 
 

@@ -4,8 +4,12 @@ import copy
 import math
 import os
 import pickle
+import re
+import subprocess
+import sys
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -269,6 +273,65 @@ def test_weights_agree_with_safetensors(checkpoints, tmp_path):
     columns = ["name", "rms", "kurtosis"]
     first, second = (t[columns].sort_values("name", ignore_index=True) for t in (first, second))
     assert first.equals(second)
+
+
+FSDP = """
+import os, sys, warnings
+import torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+def work(rank, folder, ranks):
+    warnings.simplefilter("ignore")
+    store = dist.FileStore(folder + ".store", ranks)
+    dist.init_process_group("gloo", rank=rank, world_size=ranks, store=store)
+    torch.manual_seed(0)
+    sizes = ((10, 17), (17, 5), (5, 1))  # uneven over two, and one row
+    model = torch.nn.Sequential(*(torch.nn.Linear(*size) for size in sizes))
+    mesh = init_device_mesh("cpu", (ranks,))
+    for layer in model:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95))
+    for _ in range(3):
+        model(torch.randn(4, 10)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for full in (False, True):
+        options = StateDictOptions(full_state_dict=full, cpu_offload=True)
+        state = {
+            "model": get_model_state_dict(model, options=options),
+            "optim": get_optimizer_state_dict(model, optimizer, options=options),
+        }
+        if not full:
+            dcp.save(state, checkpoint_id=folder)
+        elif rank == 0:
+            torch.save(state, folder + ".pt")
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, (sys.argv[1], 2), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_fsdp(tmp_path):
+    """What FSDP2 shards over two processes is what it gathers."""
+    (tmp_path / "train.py").write_text(FSDP)
+    subprocess.run([sys.executable, tmp_path / "train.py", tmp_path / "c"], check=True, timeout=120)
+    whole = torch.load(tmp_path / "c.pt", weights_only=False)
+    index, found = found_in(tmp_path / "c")
+    store = LocalStore(tmp_path / "c")
+    expected = {(name, "weight"): tensor for name, tensor in whole["model"].items()}
+    for name, kinds in whole["optim"]["state"].items():
+        expected |= {(name, kind): tensor for kind, tensor in kinds.items()}
+    assert found.keys() == expected.keys()
+    for place, tensor in expected.items():
+        same_bits(store, found[place], tensor)
+    assert [len(found[f"{i}.weight", "exp_avg"].parts) for i in range(3)] == [2, 2, 1]
+    assert (index.step, index.adam) == (3, Adam(0.9, 0.95, 1e-8, weight_decay=0.01, lr=0.01))
 
 
 # What is read
@@ -539,8 +602,6 @@ def test_lies_are_errors_that_name_the_file(small, lie):
     change, message = LIES[lie]
     with pytest.raises(FormatError, match=rf"(?s)\.metadata|{small.name}.*") as caught:
         index_checkpoint(rewritten(small, change))
-    import re
-
     assert re.search(message, str(caught.value)), str(caught.value)
 
 
@@ -570,10 +631,20 @@ def test_replicas_are_read_once(small):
     assert [len(t.parts) for t in index.tensors] == [1, 1]
 
 
-def test_old_writers_leave_fields_out(small):
-    """Torch 2.0 to 2.2 have no version, storage_meta or transforms; OLMo-core has its own class."""
+@dataclass
+class _StorageInfo:
+    """As OLMo-core's writer has one of its own."""
 
+    relative_path: str
+    offset: int
+    length: int
+
+
+def test_old_writers_leave_fields_out_and_others_have_their_own_class(small):
     def change(metadata):
+        for key, info in metadata.storage_data.items():
+            own = _StorageInfo(info.relative_path, info.offset, info.length)
+            metadata.storage_data[key] = own
         for name in ("version", "storage_meta", "planner_data"):
             metadata.__dict__.pop(name)
 
@@ -594,6 +665,33 @@ def test_a_hostile_pickle_runs_nothing(small, tmp_path):
     index = index_checkpoint(LocalStore(hostile))
     assert index.adam is None
     assert not os.path.exists("/tmp/analysis360-was-here")
+
+
+def test_safetensors_inside_are_said(tmp_path):
+    from torch.distributed.checkpoint.filesystem import SerializationFormat
+
+    tensors = {"w": torch.ones(3, 4), "v": torch.ones(5)}
+    save(tmp_path, tensors, serialization_format=SerializationFormat.SAFETENSORS)
+    with pytest.raises(FormatError, match=r"overlap in __0_0.distcp: safetensors in it"):
+        index_checkpoint(LocalStore(tmp_path))
+
+
+def test_files_of_the_hugging_face_writer_are_plain_safetensors(tmp_path):
+    writer = dcp.HuggingFaceStorageWriter(tmp_path, save_distributed=True)
+    dcp.save({"w": torch.ones(3, 4)}, storage_writer=writer)
+    assert [t.name for t in index_checkpoint(LocalStore(tmp_path)).tensors] == ["w"]
+
+
+def test_transposed_and_plain_matrices_of_one_size(tmp_path):
+    """Their blobs are of one length: what tells them apart is the pickle inside."""
+    plain, turned = ({f"layers.{i}.w{j}": torch.randn(30, 30) for i in range(3)} for j in "12")
+    turned = {name: tensor.T for name, tensor in turned.items()}
+    store = Counting(save(tmp_path, {"model": plain | turned}))
+    found = {t.name: t for t in index_checkpoint(store).tensors}
+    assert len({v.length for v in metadata_of(tmp_path).storage_data.values()}) == 1
+    assert len(store.seen) == 1 + 2 * 2
+    for name, tensor in (plain | turned).items():
+        same_bits(store, found[name], tensor)
 
 
 def test_files_that_are_missing(small):
