@@ -30,10 +30,15 @@ from analysis360.formats.dcp import DcpFormat
 from analysis360.storage.base import Store
 from analysis360.storage.local import LocalStore
 from analysis360.testing import FormatTests, read_tensor
-from tests.formats.llama import trained
+from tests.formats.llama import Sizes
+from tests.formats.llama import trained as trained_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 STATES = ("exp_avg", "exp_avg_sq")
+
+
+def trained():
+    return trained_of(Sizes(layers=2))
 
 
 def state_of(made, groups="list"):
@@ -240,7 +245,7 @@ def test_pieces_are_those_of_the_ranks(checkpoints):
 
 @pytest.mark.parametrize("layout", ["one", "rows", "boxes"])
 def test_the_table_is_that_of_whole_files(checkpoints, layout, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 300)
+    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 700)
     made, names = trained(), ["rms", "max_abs", "zero_fraction", "update_rms", "eps_fraction"]
     optimizer = {
         "state": {n: {k: getattr(made, k)[n] for k in STATES} | {"step": 3} for n in made.weight},

@@ -19,9 +19,14 @@ from analysis360.formats.olmo import Undecodable, decode
 from analysis360.formats.safetensors import SafetensorsFormat
 from analysis360.storage.local import LocalStore
 from analysis360.testing import FormatTests, read_tensor
-from tests.formats.llama import trained
+from tests.formats.llama import Sizes
+from tests.formats.llama import trained as trained_of
 
 STATES = ("exp_avg", "exp_avg_sq")
+
+
+def trained():
+    return trained_of(Sizes(layers=2))
 
 
 def encoded(said):
@@ -78,17 +83,21 @@ def optimizer_of(made, numbers=False, prefix=""):
     return {"state": state, "param_groups": groups[::-1]}
 
 
-@pytest.fixture(scope="module", params=["names", "numbers", "wrapped"])
-def folder(request, tmp_path_factory):
+def write(folder, kind):
+    """A checkpoint as OLMo writes it, of parameters that have names, numbers or wrapped names."""
     made = trained()
-    folder = tmp_path_factory.mktemp(request.param) / "step3-unsharded"
-    folder.mkdir()
-    prefix = "_fsdp_wrapped_module." if request.param == "wrapped" else ""
-    state = optimizer_of(made, request.param == "numbers", prefix)
+    folder.mkdir(parents=True)
+    prefix = "_fsdp_wrapped_module." if kind == "wrapped" else ""
+    state = optimizer_of(made, kind == "numbers", prefix)
     save_file(flattened(made.weight), folder / "model.safetensors")
     save_file(flattened(state), folder / "optim.safetensors")
     torch.save({"global_step": 3}, folder / "train.pt")
     return folder
+
+
+@pytest.fixture(scope="module", params=["names", "numbers", "wrapped"])
+def folder(request, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("olmo") / "step3-unsharded", request.param)
 
 
 class TestOlmo(FormatTests):
@@ -136,8 +145,9 @@ def test_keys_can_be_read(folder):
     assert first.key.startswith("state.") and first.key.endswith(".exp_avg")
 
 
-def test_the_table_is_that_of_one_plain_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 300)
+def test_the_table_is_that_of_one_plain_file(tmp_path, monkeypatch):
+    folder = write(tmp_path / "run" / "step3-unsharded", "numbers")
+    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 700)
     made, names = trained(), ["rms", "max_abs", "update_rms"]
     optimizer = optimizer_of(made)
     torch.save({"model": made.weight, "optimizer": optimizer}, tmp_path / "step3.pt")
