@@ -142,8 +142,9 @@ def read_metadata(reader: HeaderReader, path: str) -> Metadata:
 def _path(key: str, paths: Mapping[Any, Any]) -> Path:
     """Path in the nested state dict; the key itself where it isn't told."""
     path = paths.get(key)
-    if isinstance(path, (tuple, list)) and path and all(type(p) in (str, int) for p in path):
-        return tuple(path)
+    if isinstance(path, (tuple, list)) and path:
+        if all(isinstance(level, str) or is_size(level) for level in path):
+            return tuple(path)
     return (key,)
 
 

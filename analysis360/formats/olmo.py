@@ -18,6 +18,7 @@ from typing import Any
 
 from analysis360.core import Adam, TensorInfo
 from analysis360.errors import FormatError
+from analysis360.formats.inert import is_size
 from analysis360.formats.unpickle import unpickle
 from analysis360.storage.memory import adam_of
 
@@ -84,7 +85,11 @@ def decode(key: str) -> tuple[tuple[Level, ...], bool] | None:
     if not isinstance(said, tuple) or len(said) != 2 or type(said[1]) is not bool:
         raise Undecodable("not one of OLMo's keys: a pickle of something else, which isn't run")
     path = said[0]
-    if not isinstance(path, tuple) or not path or not all(type(p) in (str, int) for p in path):
+    if (
+        not isinstance(path, tuple)
+        or not path
+        or not all(isinstance(p, str) or is_size(p) for p in path)
+    ):
         raise Undecodable("not one of OLMo's keys: its path isn't made of names and numbers")
     return path, said[1]
 
