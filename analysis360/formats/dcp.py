@@ -186,7 +186,7 @@ class _Like:
 
     It doesn't tell the order of the elements: `torch.save` keeps a dense transposed view as it is,
     in a pickle of the same length. That depends on the module, so pieces with two or more
-    dimensions share only with those of the same name but for its numbers.
+    dimensions share only with those of the same name but for the numbers of layers and experts.
     """
 
     nbytes: int
@@ -349,8 +349,8 @@ class _Found:
     def _step(self) -> int | None:
         """Steps taken: the optimizer's, else the trainer's."""
         stored = (t for t in self.tensors if t.state == "step" and t.numel == 1)
-        values = (_number(self.reader, t.parts[0]) for t in stored)
-        for value in (*itertools.islice(values, 1), *map(self._value, self.counts)):
+        values = (_number(self.reader, t.parts[0]) for t in itertools.islice(stored, 1))
+        for value in itertools.chain(values, map(self._value, self.counts)):
             if isinstance(value, (int, float)) and 0 <= value < 2**53:
                 return int(value)
         return None
