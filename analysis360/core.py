@@ -690,7 +690,7 @@ def _states(files: Mapping[str, int]) -> str:
     # Megatron and torch's distributed checkpoints have both in one file or folder; DeepSpeed's
     # universal form has one file a state.
     model = any("model" in path for path in optimizer) or any(
-        path.endswith((".safetensors", ".bin", ".pt", ".pth")) and path not in optimizer
+        path.endswith((".safetensors", ".bin", ".pt", ".pth", ".distcp")) and path not in optimizer
         for path in files
     )
     return "+".join(s for s, there in (("weights", model), ("optimizer", optimizer)) if there)

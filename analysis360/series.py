@@ -169,7 +169,7 @@ def not_found(
 
 def are_tensors(names: Iterable[str]) -> bool:
     """Whether any of these files may hold tensors."""
-    ends = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+    ends = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".distcp")
     return any(n.endswith(ends) or n.startswith("mp_rank_") for n in names)  # Megatron's folders
 
 

@@ -147,7 +147,8 @@ def read_tensor(store: Store, tensor: TensorInfo) -> np.ndarray[Any, Any]:
         if part.flat is not None:
             found.reshape(-1)[slice(*part.flat)] = values
         elif part.box is not None:
-            place = found[tuple(slice(*span) for span in part.box)]
+            box = tuple(slice(*span) for span in part.box)
+            place = found[box] if box else found[...]
             place[...] = values.reshape(place.shape)
     return (found.astype(np.uint32) << 16).view(np.float32) if brain else found
 

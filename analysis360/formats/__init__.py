@@ -15,6 +15,7 @@ from analysis360.formats.base import (
 
 # isort: split
 # Trainers' own layouts come last: where plain files hold the same tensors, those are read
+from analysis360.formats import dcp as _dcp  # noqa: F401 - registers itself
 from analysis360.formats import deepspeed as _deepspeed  # noqa: F401 - registers itself
 from analysis360.formats import deepspeed_universal as _universal  # noqa: F401 - registers itself
 from analysis360.formats import megatron as _megatron  # noqa: F401 - registers itself

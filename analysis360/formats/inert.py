@@ -9,9 +9,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-__all__ = ["Global", "Record", "Refused", "Storage", "StoredTensor", "meaning", "plain_key"]
+__all__ = [
+    "Global",
+    "Record",
+    "Refused",
+    "Storage",
+    "StoredTensor",
+    "is_size",
+    "meaning",
+    "plain_key",
+]
 
 _KEY_NODES = 1000  # elements in a dictionary key: hashing nested tuples is recursive in C
 STORAGES = {
@@ -91,7 +100,8 @@ class Refused(Exception):
     """The pickle asks for something that is not done here."""
 
 
-def is_size(value: object) -> bool:
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether this is a count of bytes or elements that 64 bits can hold."""
     return type(value) is int and 0 <= value < 2**63
 
 

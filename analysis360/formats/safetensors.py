@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from analysis360.core import DTYPE_BYTES, Adam, Part, TensorInfo
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
+from analysis360.formats.olmo import read_olmo
 from analysis360.formats.sharded import (
     HEADER_LIMIT,
     base_name,
@@ -56,7 +58,8 @@ class SafetensorsFormat(Format):
     Read are ``*.safetensors`` at the top, or in a folder called model, weights, optimizer or
     optim: single files, and shards listed in a ``*.safetensors.index.json``, several groups of
     them too. In files whose name starts with ``optim`` the keys are ``<param>.exp_avg``,
-    ``<param>.exp_avg_sq``, ``<param>.master`` and ``<param>.step``.
+    ``<param>.exp_avg_sq``, ``<param>.master`` and ``<param>.step``. The encoded keys of OLMo's
+    ``model.safetensors`` and ``optim.safetensors`` are read too, and its parameter groups.
     """
 
     name = "safetensors"
@@ -194,56 +197,69 @@ def _index(reader: HeaderReader, headers: list[_Header], skipped: list[tuple[str
     """Name states, refuse duplicates, and gather what the files tell of the optimizer."""
     tensors: dict[tuple[str, str], TensorInfo] = {}
     steps: list[tuple[TensorInfo, _Header]] = []
+    adam: Adam | None = None
     told: dict[str, str] = {}
     for header in headers:
         skipped += header.skipped
-        optimizer = base_name(header.path).startswith("optim")
-        if optimizer:
+        where = f"{reader.store.uri}: {header.path}"
+        olmo = read_olmo(where, header.entries, partial(_content, reader, header))
+        if olmo is not None:
+            named, adam = olmo.tensors, olmo.adam if adam is None else adam.filled(olmo.adam)
+            skipped += olmo.skipped
+        elif base_name(header.path).startswith("optim"):
             told |= header.metadata
-        for key, tensor in header.entries.items():
-            if optimizer:
-                named = _state(tensor)
-                if named is None:
-                    skipped.append((key, f"its ending is none of {', '.join(_STATES)}"))
-                    continue
-                tensor = named
-                if tensor.state == "step" and tensor.numel == 1:
-                    steps.append((tensor, header))
+            named = _states(header, skipped)
+        else:
+            named = list(header.entries.values())
+        for tensor in named:
             place = tensor.name, tensor.state
             if place in tensors:
                 other = _where(tensors[place])
                 raise FormatError(
-                    f"{reader.store.uri}: {key!r} is both in {other} and {header.path}"
+                    f"{reader.store.uri}: {tensor.key!r} is both in {other} and {header.path}"
                 )
             tensors[place] = tensor
+            if tensor.state == "step" and tensor.numel == 1:
+                steps.append((tensor, header))
     step = _whole(told.get("step"))
     if step is None and steps:
         step = _step(reader, *steps[0])
-    return Index(tuple(tensors.values()), _adam(told), step, tuple(skipped), reader.probes)
+    adam = _adam(told) if adam is None else adam
+    return Index(tuple(tensors.values()), adam, step, tuple(skipped), reader.probes)
 
 
 def _where(tensor: TensorInfo) -> str:
     return tensor.parts[0].file if tensor.parts else "another file"
 
 
-def _state(tensor: TensorInfo) -> TensorInfo | None:
-    name, dot, state = tensor.key.rpartition(".")
-    if not dot or not name or state not in _STATES:
-        return None
-    return TensorInfo(name, tensor.key, state, tensor.shape, tensor.dtype, tensor.parts)
+def _states(header: _Header, skipped: list[tuple[str, str]]) -> list[TensorInfo]:
+    """States of an optimizer's file, by the endings of their keys."""
+    found = []
+    for key, tensor in header.entries.items():
+        name, _, state = key.rpartition(".")
+        if name and state in _STATES:
+            found.append(replace(tensor, name=name, state=state))
+        else:
+            skipped.append((key, f"its ending is none of {', '.join(_STATES)}"))
+    return found
+
+
+def _content(reader: HeaderReader, header: _Header, tensor: TensorInfo) -> bytes:
+    """Bytes of a small tensor: those that the header's probe brought, else a read."""
+    if not tensor.parts:
+        return b""
+    part = tensor.parts[0]
+    raw = header.head[part.offset : part.offset + part.nbytes]
+    return raw if len(raw) == part.nbytes else reader.read(part.file, part.offset, part.nbytes)
 
 
 def _step(reader: HeaderReader, tensor: TensorInfo, header: _Header) -> int | None:
-    """Value of a stored step: from the bytes that the header's probe brought, else a read."""
+    """Value of a stored step."""
     import numpy as np
 
-    part = tensor.parts[0]
-    raw = header.head[part.offset : part.offset + part.nbytes]
-    if len(raw) < part.nbytes:
-        raw = reader.read(part.file, part.offset, part.nbytes)
-    if part.dtype not in ("float64", "float32", "int64", "int32"):
+    if tensor.dtype not in ("float64", "float32", "int64", "int32"):
         return None
-    value = float(np.frombuffer(raw, dtype=part.dtype)[0])
+    value = float(np.frombuffer(_content(reader, header, tensor), dtype=tensor.dtype)[0])
     return int(value) if math.isfinite(value) and value >= 0 else None
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
 
-__all__ = ["base_name", "check_shard", "is_trainers", "own_files", "parse_json", "shards_of"]
+__all__ = [
+    "base_name",
+    "check_shard",
+    "is_inside",
+    "is_trainers",
+    "own_files",
+    "parse_json",
+    "shards_of",
+]
 
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the limit of the reference implementation too
 _FOLDERS = {"model", "weights", "optimizer", "optim", "optimizer_state", "model_state"}
@@ -105,7 +113,7 @@ def _weight_map(reader: HeaderReader, path: str) -> dict[str, str]:
     folder = path[: -len(base_name(path))]
     mapped: dict[str, str] = {}
     for key, shard in found.items():
-        if not isinstance(shard, str) or not _inside(shard):
+        if not isinstance(shard, str) or not is_inside(shard):
             raise FormatError(f"{where}: {key!r} is said to be in {shard!r}, outside the folder")
         if folder + shard not in reader.files:
             raise FormatError(f"{where}: {key!r} is said to be in {shard!r}, which is missing")
@@ -113,7 +121,8 @@ def _weight_map(reader: HeaderReader, path: str) -> dict[str, str]:
     return mapped
 
 
-def _inside(shard: str) -> bool:
+def is_inside(shard: str) -> bool:
+    """Whether a path that a file names stays in that file's folder."""
     steps = shard.split("/")
     return "\\" not in shard and ":" not in shard and not {"", ".", ".."} & set(steps)
 

@@ -66,7 +66,8 @@ class TorchFormat(Format):
                 check_shard(store.uri, index, file.path, set(file.weights), keys)
         for file in sorted(opened, key=lambda file: file.is_optimizer):  # names come from weights
             found.add(file)
-        if not found.tensors and not _has_safetensors(reader.files):
+        elsewhere = _has_safetensors(reader.files) or any(map(is_trainers, reader.files))
+        if not found.tensors and not elsewhere:
             why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
             raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
         return found.index()

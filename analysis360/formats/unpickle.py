@@ -141,8 +141,12 @@ class _Machine:
     def next(self) -> Any:
         """Read one pickle; the next begins where it ends."""
         self.stack, self.memo = [], {}
-        while True:
-            code = self.take(1)[0]
+        data, size = self.data, len(self.data)
+        while True:  # as little as can be: the metadata of large checkpoints have millions of steps
+            if self.at >= size:
+                raise _Ended("cut short")
+            code = data[self.at]
+            self.at += 1
             if code == 0x2E:  # STOP
                 if len(self.stack) != 1:
                     raise Refused(f"{len(self.stack)} objects at its end instead of one")
@@ -158,6 +162,13 @@ class _Machine:
         found = self.data[self.at : self.at + count]
         self.at += count
         return found
+
+    def byte(self) -> int:
+        """One byte: most of what is taken, and a third faster than `take`."""
+        if self.at >= len(self.data):
+            raise _Ended("cut short")
+        self.at += 1
+        return self.data[self.at - 1]
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
@@ -298,6 +309,14 @@ def _put(m: _Machine, key: int) -> None:
     m.memo[key] = m.stack[-1]
 
 
+def _memoize(m: _Machine) -> None:
+    m.memo[len(m.memo)] = m.stack[-1]
+
+
+def _get(m: _Machine) -> None:
+    m.stack.append(m.memo[int.from_bytes(m.take(4), "little")])
+
+
 def _frame(m: _Machine) -> None:
     m.number("<Q")
 
@@ -333,7 +352,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "(": lambda m: m.push(_MARK), "0": lambda m: m.stack.pop(), "1": lambda m: m.to_mark(),
         "2": lambda m: m.push(m.stack[-1]), "\x80": lambda m: m.take(1), "\x95": _frame,
         "N": _constant(None), "\x88": _constant(True), "\x89": _constant(False),
-        "I": _int, "J": lambda m: m.push(m.number("<i")), "K": lambda m: m.push(m.number("<B")),
+        "I": _int, "J": lambda m: m.push(m.number("<i")), "K": lambda m: m.push(m.byte()),
         "M": lambda m: m.push(m.number("<H")), "L": lambda m: m.push(int(m.line().rstrip("L"))),
         "\x8a": _long("<B"), "\x8b": _long("<i"),
         "F": lambda m: m.push(float(m.line())), "G": lambda m: m.push(m.number(">d")),
@@ -351,10 +370,10 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "c": lambda m: m.name(m.line(), m.line()), "\x93": _stack_global,
         "R": _reduce, "\x81": _reduce, "\x92": _new_ex, "i": _inst, "o": _obj,
         "b": lambda m: m.build(), "Q": lambda m: m.persistent(),
-        "p": lambda m: _put(m, int(m.line())), "q": lambda m: _put(m, m.number("<B")),
-        "r": lambda m: _put(m, m.number("<I")), "\x94": lambda m: _put(m, len(m.memo)),
+        "p": lambda m: _put(m, int(m.line())), "q": lambda m: _put(m, m.byte()),
+        "r": lambda m: _put(m, m.number("<I")), "\x94": _memoize,
         "g": lambda m: m.push(m.memo[int(m.line())]),
-        "h": lambda m: m.push(m.memo[m.number("<B")]),
-        "j": lambda m: m.push(m.memo[m.number("<I")]),
+        "h": lambda m: m.push(m.memo[m.byte()]),
+        "j": _get,
     }.items()
 }  # fmt: skip

@@ -45,6 +45,8 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 def holds_tensors(path: str) -> bool:
     """Whether a file is one that the formats look into: logs beside it may grow."""
     *folders, name = path.split("/")
+    if name.endswith(".distcp") or name == ".metadata":  # of torch's distributed checkpoints
+        return len(folders) <= 1
     return name.endswith(_ENDS) and not name.startswith(".") and set(folders) <= _FOLDERS
 
 

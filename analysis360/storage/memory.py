@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import threading
 import weakref
@@ -62,8 +61,8 @@ def _number(value: object) -> float | None:
     """Take a plain float; a 0-d tensor (``lr`` of capturable optimizers) is asked for its item."""
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         value = value.item()
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
+        return float(value)  # an integer of a file may be too large for a float
     return None
 
 
