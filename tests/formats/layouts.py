@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from tests.formats import write_deepspeed, write_megatron
 from tests.formats.llama import Sizes, Trained, trained
 
 SIZES = Sizes(layers=2, hidden=16, heads=4, kv_heads=4, ffn=24, vocab=32)
@@ -68,11 +74,69 @@ def trainer(folder: Path, model: Trained) -> None:
     torch.save(_state_dict(model), folder / "optimizer.pt")
 
 
+def megatron(**how: Any) -> Callable[[Path, Trained], None]:
+    """Divided by tensor and pipeline parallelism."""
+    return lambda folder, model: write_megatron.write(folder, model, write_megatron.How(**how))
+
+
+def zero(stage: int, world: int, **more: Any) -> Callable[[Path, Trained], None]:
+    """Partitioned over ranks, so that parameters are cut in the middle of rows."""
+    if stage == 3:
+        return lambda folder, model: write_deepspeed.zero3(folder, model, world)
+    return lambda folder, model: write_deepspeed.zero12(folder, model, world, stage=stage, **more)
+
+
+def _by_name(model: Trained) -> dict[str, Any]:
+    """The optimizer's state by parameter name."""
+    state = {
+        n: {"exp_avg": model.exp_avg[n], "exp_avg_sq": model.exp_avg_sq[n],
+            "step": torch.tensor(float(model.step))}
+        for n in model.weight
+    }  # fmt: skip
+    hyper = {"lr": model.lr, "betas": model.betas, "eps": model.eps}
+    group = {"params": list(model.weight), "weight_decay": model.weight_decay, **hyper}
+    return {"state": state, "param_groups": [group]}
+
+
+def distributed(folder: Path, model: Trained) -> None:
+    """Torch's distributed checkpoint, from one process."""
+    state = {"model": model.weight, "optim": _by_name(model)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, sync_files=False))
+
+
+def olmo(folder: Path, model: Trained) -> None:
+    """Keys are pickled paths in base64, as olmo/safetensors_util.py writes them."""
+
+    def encoded(path: tuple[Any, ...], pickled: bool) -> str:
+        return base64.urlsafe_b64encode(pickle.dumps((path, pickled))).decode()
+
+    held = {encoded((n,), False): t for n, t in model.weight.items()}
+    save_file(held, folder / "model.safetensors")
+    said = _by_name(model)
+    held = {
+        encoded(("state", n, kind), False): t
+        for n, mine in said["state"].items() for kind, t in mine.items()
+    }  # fmt: skip
+    raw = torch.frombuffer(bytearray(pickle.dumps(said["param_groups"])), dtype=torch.uint8)
+    save_file(held | {encoded(("param_groups",), True): raw}, folder / "optim.safetensors")
+
+
 LAYOUTS: dict[str, Callable[[Path, Trained], None]] = {
     "safetensors": safetensors,
     "torch": torch_save,
     "torch before 1.6": torch_legacy,
     "Trainer": trainer,
+    "Megatron, TP 2 × PP 2": megatron(tp=2, pp=2),
+    "Megatron core": megatron(tp=2, core=True),
+    "Megatron, distributed optimizer": megatron(tp=2, optimizer="flat"),
+    "DeepSpeed ZeRO-1": zero(1, 3),
+    "DeepSpeed ZeRO-2": zero(2, 3),
+    "DeepSpeed ZeRO-3": zero(3, 3),
+    "DeepSpeed universal": write_deepspeed.universal,
+    "torch distributed": distributed,
+    "OLMo": olmo,
 }
 
 
@@ -80,6 +144,9 @@ WITHOUT: dict[str, tuple[str, ...]] = {
     "torch": ("master",),
     "torch before 1.6": ("master",),
     "Trainer": ("master",),
+    "DeepSpeed ZeRO-3": ("weight",),
+    "torch distributed": ("master",),
+    "OLMo": ("master",),
 }
 """States that a layout does not store, as its trainer keeps none."""
 
