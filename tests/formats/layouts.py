@@ -157,3 +157,32 @@ def write(layout: str, folder: Path, sizes: Sizes = SIZES) -> Trained:
     folder.mkdir(parents=True, exist_ok=True)
     LAYOUTS[layout](folder, model)
     return model
+
+
+def _table() -> None:
+    """Print what one layer costs in every layout: ``python -m tests.formats.layouts``."""
+    import tempfile
+
+    import analysis360 as a360
+
+    sizes = Sizes(layers=4, hidden=512, heads=8, kv_heads=8, ffn=1408, vocab=2000)
+    print("| layout | one layer, MB | read for it | requests | headers: requests, kB |")
+    print("|---|---|---|---|---|")
+    for layout in LAYOUTS:
+        with tempfile.TemporaryDirectory() as folder:
+            model = write(layout, Path(folder) / "step3", sizes)
+            run = a360.open_run(folder).select(layers=1)
+            plan = a360.plan(run, ["rms", "update_rms"], against=[])
+            states = {s for _, s in plan.tensors[0]} - {"step", "master"}
+            own = sum(
+                t.nbytes for s in states for n, t in getattr(model, s).items() if ".layers.1." in n
+            )
+            headers = sum(n for *_, n in plan.probes) / 1e3
+            print(
+                f"| {layout} | {own / 1e6:.2f} | {100 * plan.nbytes / own - 100:+.2f} % "
+                f"| {plan.requests} | {len(plan.probes)}, {headers:.0f} |"
+            )
+
+
+if __name__ == "__main__":
+    _table()
