@@ -45,7 +45,8 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 def holds_tensors(path: str) -> bool:
     """Whether a file is one that the formats look into: logs beside it may grow."""
     *folders, name = path.split("/")
-    return name.endswith(_ENDS) and not name.startswith(".") and set(folders) <= _FOLDERS
+    known = set(folders) <= _FOLDERS or folders[-1].startswith("mp_rank_")  # Megatron's ranks
+    return name.endswith(_ENDS) and not name.startswith(".") and known
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:
