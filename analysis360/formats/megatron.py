@@ -99,10 +99,13 @@ class _Found:
                     f"{rank.file.where}: its {what} and those of {first.file.path} differ"
                 )
         there = {(rank.tp, rank.pp) for rank in self.ranks}
-        wanted = {(t, p) for t in range(model.ranks) for p in range(model.stages)}
-        if there != wanted:
-            which = "missing" if wanted - there else "too many"
-            tp, pp = min(wanted - there or there - wanted)
+        wanted = ((t, p) for p in range(model.stages) for t in range(model.ranks))
+        missing = next((place for place in wanted if place not in there), None)
+        if missing is not None or len(there) != model.ranks * model.stages:
+            which = "too many" if missing is None else "missing"
+            tp, pp = missing or next(
+                (t, p) for t, p in sorted(there) if t >= model.ranks or p >= model.stages
+            )
             name = f"mp_rank_{tp:02d}_{pp:03d}" if model.stages > 1 else f"mp_rank_{tp:02d}"
             raise FormatError(
                 f"{self.uri}: {name}/{MAIN} is {which}: the arguments in {first.file.path} say "
@@ -135,11 +138,11 @@ class _Found:
         stages = [rank for rank in self.ranks if rank.tp == 0]
         for chunk in range(len(self.first.chunks)):
             for rank in stages:
-                layers = {layer_of(param.name) for param in rank.chunks[chunk]} - {None}
+                numbers = (layer_of(param.name) for param in rank.chunks[chunk])
+                layers = {number for number in numbers if number is not None}
                 if layers != set(range(len(layers))):
                     raise FormatError(
-                        f"{rank.file.where}: blocks {sorted(map(int, layers))[:8]} are not counted "  # type: ignore[arg-type]
-                        "from 0"
+                        f"{rank.file.where}: blocks {sorted(layers)[:8]} are not counted from 0"
                     )
                 starts[chunk, rank.pp] = total
                 total += len(layers)

@@ -47,7 +47,8 @@ def holds_tensors(path: str) -> bool:
     *folders, name = path.split("/")
     if name.endswith(".distcp") or name == ".metadata":  # of torch's distributed checkpoints
         return len(folders) <= 1
-    return name.endswith(_ENDS) and not name.startswith(".") and set(folders) <= _FOLDERS
+    known = set(folders) <= _FOLDERS or folders[-1].startswith("mp_rank_")  # Megatron's ranks
+    return name.endswith(_ENDS) and not name.startswith(".") and known
 
 
 def fingerprint(folder: str | os.PathLike[str]) -> str:

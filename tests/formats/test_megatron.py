@@ -86,6 +86,24 @@ def test_distributed_optimizer(tmp_path, how, optimizer):
     assert index.adam == Adam(0.9, 0.95, 1e-8, weight_decay=0.1, clip=1.0, lr=1e-2)
 
 
+def test_buffers_are_as_long_as_megatrons_own(tmp_path):
+    """What Megatron core 0.6.0 and the code that K2 was trained with saved for these sizes."""
+    sizes = Sizes(layers=3, hidden=24, heads=4, kv_heads=2, ffn=52, vocab=40)
+    how = How(core=True, dp=5, multiple=8, optimizer="buckets", bucket=2500)
+    made, store = written(tmp_path / "core", how, sizes)
+    check(store, made)
+    saved = torch.load(tmp_path / "core/mp_rank_00/distrib_optim.pt", weights_only=False)
+    told = [4728, 3024, 2520, 3000, 2520, 2712]
+    assert saved["per_bucket_numel_unpadded"] == [{torch.float32: told}]
+    lengths = [len(t) for t in saved[0][torch.float32]["exp_avg"]]
+    assert lengths == [4730, 3025, 2520, 3000, 2520, 2715]
+    sizes = Sizes(hidden=24, heads=4, kv_heads=4, ffn=52, vocab=44)
+    made, store = written(tmp_path / "k2", How(dp=5, multiple=4, optimizer="flat"), sizes)
+    check(store, made)
+    saved = torch.load(tmp_path / "k2/mp_rank_00/distrib_optim.pt", weights_only=False)
+    assert saved[0][torch.float32]["param"].shape == (26520,)
+
+
 @pytest.mark.parametrize("optimizer", ["half", "flat", "buckets"])
 @pytest.mark.parametrize("core", [False, True])
 def test_interleaved_pipeline(tmp_path, core, optimizer):
@@ -294,6 +312,15 @@ def test_missing_and_surplus_files(tmp_path):
     os.rename(tmp_path / "mp_rank_1_0", tmp_path / "mp_rank_01_000_001")
     with pytest.raises(FormatError, match="experts that are divided"):
         index_checkpoint(LocalStore(tmp_path))
+
+
+def test_ranks_beyond_number(tmp_path):
+    def many(root, t, p):
+        root["args"].pipeline_model_parallel_size = 10_000
+
+    _, store = written(tmp_path, How(), SMALL, change=many)
+    with pytest.raises(FormatError, match="mp_rank_00_001/model_optim_rng.pt is missing"):
+        index_checkpoint(store)
 
 
 def test_flat_buffers_without_the_model(tmp_path):
