@@ -21,6 +21,10 @@ _FOLDERS = {"model", "weights", "optimizer", "optim", "optimizer_state", "model_
 _RESULTS = "plan.json"  # in a folder that `Plan.run` wrote
 
 
+_RANKS = ("mp_rank_", "iter_", "global_step")
+"""Folders of Megatron and DeepSpeed begin so; the latter's universal form has one called zero."""
+
+
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """List paths below `root`, with their stat; file links are followed, as Hub caches need.
 
@@ -47,7 +51,7 @@ def holds_tensors(path: str) -> bool:
     *folders, name = path.split("/")
     if name.endswith(".distcp") or name == ".metadata":  # of torch's distributed checkpoints
         return len(folders) <= 1
-    known = set(folders) <= _FOLDERS or folders[-1].startswith("mp_rank_")  # Megatron's ranks
+    known = "zero" in folders or all(f in _FOLDERS or f.startswith(_RANKS) for f in folders)
     return name.endswith(_ENDS) and not name.startswith(".") and known
 
 
