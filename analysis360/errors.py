@@ -20,13 +20,18 @@ __all__ = [
 ]
 
 
+_LONGEST = 2000
+
+
 class Analysis360Error(Exception):
     """Base of all errors of this package."""
 
     def __str__(
         self,
     ) -> str:  # KeyError and LookupError quote their message; a sentence should not be quoted
-        return str(self.args[0]) if self.args else type(self).__name__
+        text = str(self.args[0]) if self.args else type(self).__name__
+        # A name in a damaged file may be anything, and of any length
+        return text if len(text) <= _LONGEST else f"{text[:1500]} […] {text[-400:]}"
 
 
 class RunNotFound(Analysis360Error, LookupError):

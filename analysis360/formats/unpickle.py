@@ -10,6 +10,7 @@ Source of the opcodes: ``pickletools`` of the Python standard library.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ from analysis360.formats.inert import (
 __all__ = ["CutShort", "storages_in", "unpickle", "unpickle_many"]
 
 _MARK = object()
+_ESCAPED = re.compile(r"(?:[^\\]|\\[\\'\"abfnrtv]|\\[0-3]?[0-7]{1,2}|\\x[0-9a-fA-F]{2})*")
 
 
 def unpickle(data: bytes, where: str) -> Any:
@@ -330,6 +332,13 @@ def _long(form: str) -> Callable[[_Machine], None]:
     return lambda m: m.push(int.from_bytes(m.take(m.number(form)), "little", signed=True))
 
 
+def _quoted(m: _Machine) -> None:
+    text = m.line("latin1")
+    if not _ESCAPED.fullmatch(text):  # what Python itself warns of
+        raise Refused("text with escapes that mean nothing")
+    m.push(text.encode("latin1").decode("unicode_escape").strip("'\""))
+
+
 def _text(form: str) -> Callable[[_Machine], None]:
     return lambda m: m.push(m.take(m.number(form)).decode("utf-8", "surrogatepass"))
 
@@ -357,7 +366,7 @@ _OPCODES: dict[int, Callable[[_Machine], None]] = {
         "\x8a": _long("<B"), "\x8b": _long("<i"),
         "F": lambda m: m.push(float(m.line())), "G": lambda m: m.push(m.number(">d")),
         "V": lambda m: m.push(m.line("raw_unicode_escape")),
-        "S": lambda m: m.push(m.line("unicode_escape").strip("'\"")),
+        "S": _quoted,
         "X": _text("<I"), "\x8c": _text("<B"), "\x8d": _text("<Q"),
         "T": _latin("<i"), "U": _latin("<B"),
         "B": _bytes("<I"), "C": _bytes("<B"), "\x8e": _bytes("<Q"), "\x96": _bytes("<Q"),

@@ -86,7 +86,7 @@ class ZipFile:
         if len(self.records) != len(listed):
             raise self.bad("two records have the same name")
         self._order = sorted(r.header for r in listed)
-        self._following = dict(zip(self._order, [*self._order[1:], offset], strict=True))
+        self._following = dict(zip(self._order, [*self._order, offset][1:], strict=True))
 
     def bad(self, what: str) -> FormatError:
         """Make an error that names the file."""
