@@ -66,8 +66,9 @@ class TestZero3(FormatTests):
 class TestUniversal(FormatTests):
     @pytest.fixture
     def checkpoint(self, tmp_path):
-        ds.universal(tmp_path / "global_step3_universal", SMALL)
-        return UniversalFormat(), LocalStore(tmp_path), arrays(SMALL.weight)
+        few = {s: dict(list(t.items())[-3:]) for s, t in SMALL.states().items()}
+        ds.universal(tmp_path / "global_step3_universal", dataclasses.replace(SMALL, **few))
+        return UniversalFormat(), LocalStore(tmp_path), arrays(few["weight"])
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -148,8 +149,9 @@ def test_large_universal_files_take_two_small_requests(tmp_path):
 STATS = ["l2_norm", "mean", "kurtosis", "update_rms"]
 
 
-@pytest.mark.parametrize("block", [None, 130])
-@pytest.mark.parametrize("kind", ["zero2", "zero3", "universal"])
+@pytest.mark.parametrize(
+    ("kind", "block"), [("zero2", None), ("zero2", 130), ("zero3", 130), ("universal", 130)]
+)
 def test_the_table_is_that_of_a_plain_file(tmp_path, monkeypatch, kind, block):
     if block:
         monkeypatch.setattr("analysis360.engine.schedule.BLOCK", block)
@@ -508,15 +510,19 @@ def test_a_missing_slice(tmp_path):
         DeepSpeedFormat().index(LocalStore(tmp_path))
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("write", "how"),
     [(ds.zero12, {"stage": 1}), (ds.zero12, {"stage": 2, "gap": 8}), (ds.zero3, {}),
      (ds.zero3, {"frozen": ("model.norm.weight", "lm_head.weight")})],
 )  # fmt: skip
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_deepspeeds_own_merge_agrees(tmp_path, write, how, world):
+def test_deepspeeds_own_merge_agrees(tmp_path, monkeypatch, write, how, world):
     """Masters are those that ``zero_to_fp32`` makes of the same files."""
     merge = pytest.importorskip("deepspeed.utils.zero_to_fp32", exc_type=ImportError)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as older versions need it
+    if "gap" in how and not hasattr(merge, "PARAM_ALIGNMENT_PADDINGS"):
+        pytest.skip("this DeepSpeed has no padding behind parameters yet")
     write(tmp_path / "global_step3", MODEL, world, **how)
     theirs = merge.get_fp32_state_dict_from_zero_checkpoint(str(tmp_path), "global_step3")
     store = LocalStore(tmp_path)
