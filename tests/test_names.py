@@ -56,6 +56,7 @@ def real_model(config, **more):
         return transformers.AutoModelForCausalLM.from_config(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 def test_real_models(family):
     """Each parameter has a module and layer, the family is found, the order is the model's."""

@@ -202,6 +202,10 @@ def field_owner(name: str) -> Measure:
     )
 
 
+_vectors: dict[str, tuple[str, ...]] = {}
+"""Name of a histogram to its fields."""
+
+
 def vector(name: str, size: int) -> dict[str, str]:
     """Fields of an accumulator that are counts of one kind: a histogram.
 
@@ -212,7 +216,8 @@ def vector(name: str, size: int) -> dict[str, str]:
     >>> vector("rows_of", 2)
     {'rows_of[0]': 'sum', 'rows_of[1]': 'sum'}
     """
-    return {f"{name}[{i}]": "sum" for i in range(size)}
+    _vectors[name] = tuple(f"{name}[{i}]" for i in range(size))
+    return dict.fromkeys(_vectors[name], "sum")
 
 
 def gather(fields: Mapping[str, Any], name: str) -> Any:
@@ -223,10 +228,10 @@ def gather(fields: Mapping[str, Any], name: str) -> Any:
     KeyError
         If there is neither.
     """
-    if name in fields or f"{name}[0]" not in fields:
+    parts = _vectors.get(name, ())
+    if name in fields or not parts or parts[0] not in fields:
         return fields[name]
-    count = sum(field.startswith(f"{name}[") for field in fields)
-    return np.stack([fields[f"{name}[{i}]"] for i in range(count)], axis=-1)
+    return np.stack([fields[part] for part in parts], axis=-1)
 
 
 def _inputs(function: Callable[..., Any], allowed: Sequence[str], kind: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ and machines add up.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ _SHIFT = 52 - 3
 _FIRST = (LOW + 1023) * PER_OCTAVE
 
 
+@cache
 def edges() -> Values:
     """Where bins begin and end: `BINS` + 1 numbers, the first 0 and the last infinite.
 
@@ -40,7 +42,9 @@ def edges() -> Values:
     """
     at = np.arange((HIGH - LOW) * PER_OCTAVE + 1)
     inner = np.ldexp(1 + at % PER_OCTAVE / PER_OCTAVE, LOW + at // PER_OCTAVE)
-    return np.concatenate([[0.0], inner, [np.inf]])
+    found: Values = np.concatenate([[0.0], inner, [np.inf]])
+    found.flags.writeable = False
+    return found
 
 
 @accumulator(vector("magnitude_bins", BINS))

@@ -223,6 +223,7 @@ def test_kept_ranges_are_not_fetched_again(folder, hub, tmp_path, table):
         plan.run(progress=False, cache_dir=cache, cache_size="much")
 
 
+@pytest.mark.slow  # waits out back-offs
 def test_the_bar_tells_of_retries(folder, hub, capsys):
     from tests.hub_server import Fault
 

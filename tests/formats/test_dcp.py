@@ -246,6 +246,7 @@ def test_pieces_are_those_of_the_ranks(checkpoints):
     assert [b - a for (a, b), _ in (p.box for p in parts)] == [7, 7, 7, 7, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["one", "rows", "boxes"])
 def test_the_table_is_that_of_whole_files(checkpoints, layout, tmp_path, monkeypatch):
     monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 700)
@@ -798,7 +799,8 @@ class Bytes(Store):
         buffer[:] = self.contents[path][offset : offset + len(buffer)]
 
 
-@settings(max_examples=200)
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(st.data())
 def test_fuzz_changed_and_cut_files(original, data):
     """Whatever a byte is changed to: an index whose parts are in the files, or a FormatError."""
@@ -847,7 +849,8 @@ def changed_at(value, path, new):
     return type(value)(inside)
 
 
-@settings(max_examples=200)
+@pytest.mark.slow
+@settings(max_examples=60)
 @given(st.data())
 def test_anything_anywhere_in_the_metadata(original, data):
     """A wrong type, a huge number, a hostile object: an index, or an error that names the file."""

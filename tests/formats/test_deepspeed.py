@@ -24,7 +24,7 @@ from tests.formats.llama import Sizes, trained
 ODD = Sizes(layers=2, hidden=10, heads=2, kv_heads=2, ffn=7, vocab=13)  # nothing divides by 4
 MODEL = trained(ODD)
 SMALL = trained(Sizes(layers=1, hidden=2, heads=1, kv_heads=1, ffn=1, vocab=3))
-THOROUGH = "A360_THOROUGH" in os.environ
+THOROUGH = "ANALYSIS360_THOROUGH" in os.environ
 ADAM = Adam(0.9, 0.95, 1e-8, weight_decay=0.1, clip=1.0, lr=1e-2)
 
 
@@ -149,6 +149,7 @@ def test_large_universal_files_take_two_small_requests(tmp_path):
 STATS = ["l2_norm", "mean", "kurtosis", "update_rms"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "block"), [("zero2", None), ("zero2", 130), ("zero3", 130), ("universal", 130)]
 )

@@ -78,6 +78,7 @@ def test_grouped_queries_and_gates(tmp_path):
     assert sum("k_proj" in name for name in by_head) == 2
 
 
+@pytest.mark.slow
 def test_real_models_use_them_so(tmp_path):
     """What we call query, key and value is what the model's attention makes of the matrix."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")

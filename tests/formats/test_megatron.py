@@ -170,6 +170,7 @@ def test_below_an_iteration(tmp_path):
     assert index_checkpoint(LocalStore(tmp_path / "run")).step == 941
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [None, 700])
 def test_statistics_are_those_of_the_same_weights_in_safetensors(tmp_path, monkeypatch, block):
     """Row blocks may cut through the parts of a tensor anywhere."""
