@@ -158,6 +158,7 @@ def test_branch_reloaded_from_disk_repeats_bit_for_bit(run: Path) -> None:
     assert decays == {TINY.weight_decay: 16, 0.0: 5}
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_same(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
