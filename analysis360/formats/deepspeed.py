@@ -67,9 +67,8 @@ class DeepSpeedFormat(Format):
         found = [rank for held in ranks.values() for rank in held]
         tensors = made.tensors()
         if not tensors:
-            raise FormatError(
-                f"{store.uri}: no weights and no optimizer state in DeepSpeed's files"
-            )
+            listed = ", ".join([*files.models.values(), *files.optims.values()][:5])
+            raise FormatError(f"{store.uri}: no weights and no optimizer state in {listed}")
         return Index(
             tuple(tensors), _adam(model, found), _step(reader, model, found),
             tuple(dict.fromkeys(model.skipped)), reader.probes,

@@ -163,8 +163,9 @@ class Model:
                 return ""  # put together from the ranks' shares
             return "a placeholder: ZeRO 3 partitions the weights, and stores their masters only"
         if told != shapes:
+            where = self.files[stage * count].file.where
             raise FormatError(
-                f"{self.uri}: {name!r} is {', '.join(map(str, shapes))} among the weights, "
+                f"{where}: {name!r} is {', '.join(map(str, shapes))} among the weights, "
                 f"{', '.join(map(str, told))} in param_shapes"
             )
         return ""
