@@ -31,8 +31,9 @@ SCRATCH = 32 * 10**6
 """Bytes for the tiles of one worker and its share of results not yet written (measured, with a
 margin)."""
 
-PER_TENSOR = 2_000
-"""Bytes that the plan itself takes for one tensor of one checkpoint (measured, with a margin)."""
+PER_TENSOR, PER_PART = 2_000, 600
+"""Bytes that the plan itself takes for one tensor of one checkpoint, and for each part of it
+(measured, with a margin)."""
 
 COMPILER = 150 * 10**6
 """Bytes that numba takes when it is loaded and compiles (measured, with a margin)."""
@@ -436,7 +437,9 @@ def _with_jobs(made: Plan) -> Plan:
 
 def _budgeted(made: Plan) -> Plan:
     """Count requests, bytes and the peak; refuse a budget that is too small."""
-    fixed = SCRATCH * workers() + PER_TENSOR * sum(len(mine) for mine in made.tensors)
+    stored = [tensor for mine in made.tensors for tensor in mine.values()]
+    fixed = SCRATCH * workers() + PER_TENSOR * len(stored)
+    fixed += PER_PART * sum(len(tensor.parts) for tensor in stored)
     fixed += COMPILER if made.compiled else 0
     most, most_work, which, read, requests = 0, 0, "nothing", 0, 0
     works = Works(made)
