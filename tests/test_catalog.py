@@ -68,6 +68,9 @@ def test_the_runs_that_are_asked_for_are_there():
         ("k2", "ckpt_003", ("normal", 3, 2823, 11_794_268_160)),
         ("k2", "ministage2_ckpt_374", ("ministage2", 374, None, None)),
         ("k2-spike-1", "spike_ckpt_160", ("spike", 160, 150_560, 629_027_635_200)),
+        ("k2-spike-1", "restarted-run_ckpt_162", ("restarted-run", 162, 152_442, 636_890_480_640)),
+        ("k2-spike-1", "ckpt_162", ("normal", 162, 152_442, 636_890_480_640)),
+        ("k2-spike-1", "main", None),
         ("amber", "ckpt_000", ("main", 0, 762, 3_495_690_240)),
         ("amber", "ckpt_357", ("main", 357, 272_796, 1_251_457_105_920)),
         ("amber", "main", ("main", 359, 274_320, 1_258_448_486_400)),
@@ -84,8 +87,8 @@ def test_the_runs_that_are_asked_for_are_there():
         ("pythia-410m-seed3", "step512", ("main", None, 512, 1_073_741_824)),
         ("pythia-70m", "main", None),
         (
-            "olmo-2-7b", "stage1-step596057-tokens2500B",
-            ("stage1", None, 596_057, 2_500_044_259_328),
+            "olmo-2-7b", "stage1-step928646-tokens3896B",
+            ("stage1", None, 928_646, 3_895_023_632_384),
         ),
         ("olmo-2-7b", "stage2-ingredient1-step11931-tokens50B", None),
         ("map-neo-7b", "iter_0002384", ("main", None, 2384, None)),
@@ -112,12 +115,13 @@ def test_batches_that_rise():
 @pytest.mark.parametrize(
     ("number", "lr", "total"),
     [(160, 9.491e-5, 8.958e-2), (170, 8.905e-5, 8.407e-2), (186, 7.958e-5, 7.516e-2),
-     (194, 7.485e-5, 7.071e-2), (200, 7.133e-5, 6.740e-2), (360, 1.5e-5, 1.412e-2)],
+     (178, 8.432e-5, None), (185, 8.017e-5, None), (194, 7.485e-5, 7.071e-2), (200, 7.133e-5, 6.740e-2), (360, 1.5e-5, 1.412e-2)],
 )  # fmt: skip
 def test_learning_rate_of_k2(number, lr, total):
     said, step = described("k2")["learning_rate"], 941 * number
     assert said.at(step) == pytest.approx(lr, rel=1e-4)
-    assert said.sum(step - 941, step) == pytest.approx(total, rel=1e-3)
+    if total is not None:
+        assert said.sum(step - 941, step) == pytest.approx(total, rel=1e-3)
 
 
 def test_learning_rates_of_others():
