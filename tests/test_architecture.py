@@ -11,13 +11,16 @@ import analysis360 as a360
 PACKAGE = Path(a360.__file__).parent
 
 # What each part may import from. Anything not listed is not allowed.
-WAIST = {"errors", "core", "registry", "table", "_version"}
+WAIST = {"errors", "core", "recipe", "registry", "table", "tensors", "_version"}
 TABLE_ARM = {"logfiles", "logs", "segments", "spikes", "branches", "benchmarks"}
 MAY = {
     "errors": set(),
     "_version": set(),
     "registry": set(),
-    "core": {"errors"},
+    "recipe": {"errors"},
+    "tensors": set(),
+    "selection": set(),
+    "core": {"errors", "recipe", "selection", "tensors"},
     "table": {"errors"},
     "catalog": set(),
     "names": WAIST,
