@@ -20,7 +20,7 @@ _PIECE = 1 << 24  # bytes read at once, where files are to be read
 
 
 def merge_runs(
-    runs: Sequence[Run],
+    runs: Iterable[Run],
     name: str,
     *,
     rename: Mapping[str, Mapping[str, str]] | None = None,
@@ -33,7 +33,7 @@ def merge_runs(
 
     Parameters
     ----------
-    runs : sequence of Run
+    runs : iterable of Run
     name : str
         Of the merged run.
     rename : mapping of str to mapping of str to str, optional
@@ -52,7 +52,10 @@ def merge_runs(
     Raises
     ------
     FormatError
-        If two runs contradict each other; the message names both. Or if `duplicates` is neither.
+        If two runs contradict each other; the message names both. Or if `duplicates` is neither, or
+        `rename` names a run or a branch that is not there.
+    TypeError
+        If `runs` holds something else than runs.
 
     Examples
     --------
@@ -66,6 +69,10 @@ def merge_runs(
     """
     if duplicates not in ("refuse", "both"):
         raise FormatError(f"duplicates={duplicates!r}; allowed: 'refuse', 'both'")
+    runs = list(runs) if isinstance(runs, Iterable) else [runs]
+    strange = [run for run in runs if not isinstance(run, Run)]
+    if strange:
+        raise TypeError(f"merge_runs takes runs, as open_run gives them; got {strange[0]!r}")
     if not runs:
         raise FormatError("no runs to merge")
     runs = [_renamed(run, (rename or {}).get(run.name, {})) for run in runs]
@@ -87,6 +94,11 @@ def merge_runs(
 
 def _renamed(run: Run, names: Mapping[str, str]) -> Run:
     """Call branches by other names, also where forks and events speak of them."""
+    spoken = {b for f in run.forks for b in (f.branch, f.parent)} | {e.branch for e in run.events}
+    unknown = set(names) - {*run.branches, *spoken}
+    if unknown:
+        there = ", ".join(run.branches)
+        raise FormatError(f"rename of {run.name}: no branches {sorted(unknown)}; there are {there}")
     if not names:
         return run
 
@@ -233,6 +245,8 @@ def same_files(what: Run | Iterable[Checkpoint], *, read: bool = False) -> pd.Da
     ------
     StorageError
         If files are to be read and can't be.
+    TypeError
+        If `what` is neither.
 
     Examples
     --------
@@ -261,6 +275,11 @@ _PLACE = ("run", "branch", "number", "step", "name")
 
 def _pairs(what: Run | Iterable[Checkpoint]) -> list[tuple[Checkpoint, Checkpoint]]:
     entries = what.entries if isinstance(what, Run) else tuple(what)
+    for c in entries:
+        if not isinstance(c, Checkpoint):
+            raise TypeError(
+                f"same_files takes a run, as open_run gives it, or some of run.entries; got {c!r}"
+            )
     if not isinstance(what, Run):
         return list(itertools.combinations(entries, 2))
     at: dict[tuple[str, int], list[Checkpoint]] = {}

@@ -50,7 +50,9 @@ class Registry(Generic[T]):
             raise self._error(self._unknown(name)) from None
 
     def _unknown(self, name: str) -> str:
-        near = difflib.get_close_matches(str(name), self._entries, n=3)
+        lower = {entry.casefold(): entry for entry in self._entries}
+        found = difflib.get_close_matches(str(name).casefold(), lower, n=3)
+        near = [lower[match] for match in found]
         hint = (
             f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self._entries)}"
         )

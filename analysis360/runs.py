@@ -31,6 +31,9 @@ __all__ = ["list_runs", "open_memory", "open_run"]
 DESCRIPTION = "analysis360.toml"
 """File in a run's folder that says how it was trained, with the keys of the packaged catalogue."""
 
+_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/")
+"""How the address of a repository's page begins, which people copy."""
+
 
 def open_run(
     source: str | os.PathLike[str] | Mapping[str, torch.Tensor],
@@ -48,9 +51,9 @@ def open_run(
     ----------
     source : str, path or mapping
         A folder; a catalogue name such as ``"k2-spike-1"`` (see `list_runs`); a Hub repository,
-        ``"owner/name"`` or ``"hf://owner/name"``, whose branches and tags are the checkpoints, or
-        else folders of its main branch; a folder of an object store, such as
-        ``"s3://bucket/run"`` (with the extra ``remote``); a web server, ``"https://host/run"``,
+        ``"owner/name"``, ``"hf://owner/name"`` or the address of its page, whose branches and tags
+        are the checkpoints, or else folders of its main branch; a folder of an object store, such
+        as ``"s3://bucket/run"`` (with the extra ``remote``); a web server, ``"https://host/run"``,
         with `steps` and `files`; or a state dict in memory, as a run of one checkpoint.
     pattern : str, optional
         How checkpoints are named: ``"step_{step}.pt"`` with ``{step}``, ``{number}`` or
@@ -76,8 +79,8 @@ def open_run(
     CheckpointNotFound
         If nothing in it is named like a checkpoint, or nothing matches the pattern that was given.
     FormatError
-        If ``analysis360.toml`` says something that cannot be true, or two checkpoints of a branch
-        have the same number and step.
+        If ``analysis360.toml`` or an argument says something that cannot be true, or two
+        checkpoints of a branch have the same number and step.
     StorageError
         If the Hub can't be reached.
 
@@ -99,6 +102,16 @@ def open_run(
     if isinstance(source, Mapping):
         return open_memory(source)
     text = os.fspath(source)
+    if _PAGE.match(text):
+        text = _PAGE.sub("hf://", text).rstrip("/")
+    if not text:
+        raise RunNotFound("no source was given; a run of the catalogue, see list_runs(), or a path")
+    for name, given in (
+        ("tokens_per_step", tokens_per_step),
+        ("steps_per_number", steps_per_number),
+    ):
+        if given is not None and given < 1:
+            raise FormatError(f"{name}={given}: expected a whole number from 1 on")
     try:
         patterns = () if pattern is None else (compile_pattern(pattern),)
     except ValueError as error:
@@ -124,15 +137,21 @@ def open_run(
         return open_hub(repository, {}, asked)
     if "://" in text:
         raise RunNotFound(
-            f"{text} is no hf://owner/name; open a folder, a Hub repository by owner/name (its "
-            "branches and tags are the checkpoints), or a folder of an object store such as "
-            "s3://bucket/run"
+            f"{text} is no hf://owner/name; open a whole repository by owner/name (its branches "
+            "and tags are the checkpoints) and keep some with select(), or say which with pattern="
         )
+    if _is_path(text):
+        raise RunNotFound(f"{path.absolute()}: no such folder or file")
     near = Registry[str]("run", RunNotFound)
     for name in catalog.names():
         near.add(name, name)
     near[text]
     raise AssertionError  # the line above raises
+
+
+def _is_path(text: str) -> bool:
+    """Whether someone meant a file or folder, and no run of the catalogue."""
+    return text[0] in ".~" or "/" in text or os.sep in text or are_tensors([text])
 
 
 def _open_named(name: str, asked: Layout, organization: str | None) -> Run:

@@ -124,6 +124,22 @@ def test_merging_nothing_and_renaming_nobody():
         a360.merge_runs([run_of("a")], "c", rename={"x": {}})
 
 
+def test_renaming_a_branch_that_is_not_there():
+    with pytest.raises(FormatError, match=r"rename of a: no branches \['spiek'\]; there are main"):
+        a360.merge_runs([run_of("a")], "c", rename={"a": {"spiek": "spike-1"}})
+
+
+def test_what_is_no_run():
+    for wrong in (["k2"], "k2", [run_of("a").checkpoints]):
+        with pytest.raises(TypeError, match="merge_runs takes runs, as open_run"):
+            a360.merge_runs(wrong, "c")
+    with pytest.raises(TypeError, match="same_files takes a run.*got 'k'"):
+        a360.same_files("k2")
+    with pytest.raises(TypeError, match="merge_runs takes runs.*got 7"):
+        a360.merge_runs(7, "c")
+    assert a360.merge_runs(iter([run_of("a")]), "c").branches == ("main",)
+
+
 # The same files
 
 

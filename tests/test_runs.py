@@ -98,6 +98,16 @@ def test_nothing_there(tmp_path):
         a360.open_run(tmp_path)
     with pytest.raises(RunNotFound, match="did you mean k2-spike-1"):
         a360.open_run("k2-spike1")
+    with pytest.raises(RunNotFound, match=r"unknown run 'K2'; did you mean k2"):
+        a360.open_run("K2")
+    for path in ("./my_run", "/data/my_run", "model.safetensors"):
+        with pytest.raises(RunNotFound, match="(/my_run|/model.safetensors): no such folder or f"):
+            a360.open_run(path)
+    with pytest.raises(RunNotFound, match="no source was given"):
+        a360.open_run("")
+    for key in ("tokens_per_step", "steps_per_number"):
+        with pytest.raises(FormatError, match=f"{key}=0: expected a whole number from 1 on"):
+            a360.open_run(tmp_path, **{key: 0})
     with pytest.raises(RunNotFound, match="neither a step nor a number"):
         a360.open_run(tmp_path, pattern="{branch}.pt")
     (tmp_path / "analysis360.toml").write_text("name = ")
@@ -307,6 +317,11 @@ def test_renamed_repository(hub):
     assert a360.plan(run, ["rms"]).run(progress=False)["rms"].tolist() == [1.0]
 
 
+def test_address_of_a_page(hub):
+    checkpoint(hub.root / "lab" / "m" / "step1")
+    assert a360.open_run("https://huggingface.co/lab/m/").home == "hf://lab/m"
+
+
 def test_list_runs():
     frame = a360.list_runs()
     assert {"k2", "k2-spike-1", "k2-spike-2"} <= set(frame["name"])
@@ -400,6 +415,7 @@ def test_object_store_is_opened_as_a_folder_is(far):
     [
         ("https://host/run/", "https://host/run has no list of its files; give pattern="),
         ("hf://LLM360/K2@main", "hf://LLM360/K2@main is no hf://owner/name.*branches and tags"),
+        ("https://huggingface.co/LLM360/K2/tree/main", "hf://LLM360/K2/tree/main is no hf://owner"),
     ],
 )
 def test_addresses_that_are_no_run(uri, said):
