@@ -87,7 +87,8 @@ def open_run(
     Notes
     -----
     Gated and private repositories are read with the token of ``hf auth login`` or ``HF_TOKEN``;
-    ``HF_ENDPOINT`` names another Hub.
+    ``HF_ENDPOINT`` names another Hub. With ``HF_HUB_OFFLINE`` set, what ``hf download --revision``
+    put into the cache is opened, and nobody is asked.
 
     Examples
     --------

@@ -447,7 +447,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.refuse(404, "EntryNotFound", f"{file} does not exist on {rev}")
             return
         size = full.stat().st_size
-        etag = hashlib.sha256(f"{commit}{file}{size}".encode()).hexdigest()
+        sha256, blob = self.hub.hashes(full)
+        etag = blob if file.endswith(self.hub.plain) else sha256  # as in the listing
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if file.endswith(self.hub.plain):
             self.send_file(full, headers | {"ETag": f'"{etag}"'})

@@ -317,6 +317,26 @@ def test_renamed_repository(hub):
     assert a360.plan(run, ["rms"]).run(progress=False)["rms"].tolist() == [1.0]
 
 
+def test_offline_what_the_cache_has_is_opened(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants, hf_hub_download
+
+    for number in (160, 162):
+        checkpoint(hub.root / "LLM360" / "K2-Spike-1" / f"spike_ckpt_{number}", float(number))
+    name, repo = "model.safetensors", "LLM360/K2-Spike-1"
+    online = a360.open_run("k2-spike-1").select(number=160)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hf_hub_download(repo, name, revision="spike_ckpt_160", endpoint=hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    del hub.log[:]
+    run = a360.open_run("k2-spike-1")
+    assert run.entries == online.entries  # of the same commits, so that results are found again
+    assert [dict(c.hashes) for c in run.entries] == [dict(c.hashes) for c in online.entries]
+    assert a360.plan(run, ["rms"]).run(progress=False)["rms"].tolist() == [160.0]
+    assert hub.log == []
+    with pytest.raises(StorageError, match="hf://lab/m: HF_HUB_OFFLINE is set.*hf download"):
+        a360.open_run("lab/m")
+
+
 def test_address_of_a_page(hub):
     checkpoint(hub.root / "lab" / "m" / "step1")
     assert a360.open_run("https://huggingface.co/lab/m/").home == "hf://lab/m"

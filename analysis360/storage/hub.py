@@ -169,6 +169,8 @@ def list_refs(
 ) -> list[tuple[str, str]]:
     """Branches, then tags, of a repository, each with the commit that it points to.
 
+    With ``HF_HUB_OFFLINE`` set, those of which the cache of huggingface_hub has files.
+
     Raises
     ------
     RunNotFound
@@ -176,6 +178,8 @@ def list_refs(
     StorageError
         If the Hub can't be asked.
     """
+    if _is_offline():
+        return _cached_refs(repo)
     with _explained(repo, None):
         refs = _api(endpoint, token).list_repo_refs(repo)
     return [(ref.name, ref.target_commit) for ref in (*refs.branches, *refs.tags)]
@@ -213,6 +217,8 @@ def list_content(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Sizes as `list_files` gives them, and hashes of the contents, from the same listing.
 
+    With ``HF_HUB_OFFLINE`` set, those of the files that the cache of huggingface_hub has.
+
     Returns
     -------
     (dict of str to int, dict of str to str)
@@ -226,6 +232,8 @@ def list_content(
     """
     from huggingface_hub.hf_api import RepoFile
 
+    if _is_offline():
+        return _cached_content(repo, commit, folder)
     with _explained(repo, commit):
         tree = _api(endpoint, token).list_repo_tree(
             repo, folder or None, recursive=True, revision=commit
@@ -260,16 +268,61 @@ def _cached_snapshot(repo: str, commit: str, path: str, size: int) -> Path | Non
 
 def _offline_commit(repo: str, revision: str) -> str | None:
     """Commit that the cache knows a branch or tag as, where nobody else may be asked."""
-    from huggingface_hub import constants
-
-    if not constants.HF_HUB_OFFLINE:
+    if not _is_offline():
         return None  # the branch may have moved since
-    ref = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "refs", revision)
     try:
-        commit = ref.read_text("ascii").strip()
+        commit = (_cache_of(repo) / "refs" / revision).read_text("ascii").strip()
     except (OSError, ValueError):
         return None
     return commit if _COMMIT.fullmatch(commit) else None
+
+
+def _cached_refs(repo: str) -> list[tuple[str, str]]:
+    """Branches and tags of which the cache has files; it does not tell which are which."""
+    cache = _cache_of(repo)
+    names = [p.relative_to(cache / "refs").as_posix() for p in sorted((cache / "refs").rglob("*"))]
+    known = [(name, commit) for name in names if (commit := _offline_commit(repo, name))]
+    found = [(name, commit) for name, commit in known if (cache / "snapshots" / commit).is_dir()]
+    if not found:
+        raise StorageError(
+            f"hf://{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked, and {cache} holds no "
+            "branch or tag of it; unset it, or fetch them beforehand with `hf download --revision`"
+        )
+    return found
+
+
+def _cached_content(repo: str, revision: str, folder: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes of the files that the cache has, and hashes, which are the names of its blobs."""
+    commit = revision if _COMMIT.fullmatch(revision) else _offline_commit(repo, revision)
+    top = _cache_of(repo) / "snapshots" / (commit or revision)
+    if not top.is_dir():
+        raise StorageError(
+            f"hf://{repo}@{revision}: HF_HUB_OFFLINE is set, so the Hub is not asked, and {top} is "
+            "not there; unset it, or fetch it beforehand with `hf download --revision`"
+        )
+    kinds = {64: "sha256", 40: "git"}  # by the length of the hash
+    sizes, hashes = {}, {}
+    for file in sorted((top / folder).rglob("*")):
+        if file.is_file():
+            path = file.relative_to(top / folder).as_posix()
+            sizes[path] = file.stat().st_size
+            blob = file.resolve().name if file.is_symlink() else ""
+            if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob):
+                hashes[path] = f"{kinds[len(blob)]}:{blob}"
+    return sizes, hashes
+
+
+def _cache_of(repo: str) -> Path:
+    """Folder of a repository in the cache of huggingface_hub."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _endpoint(given: str | None) -> str:
@@ -292,9 +345,7 @@ def _api(endpoint: str | None, token: str | None):  # type: ignore[no-untyped-de
 
 
 def _refuse_offline(what: str) -> None:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
+    if _is_offline():
         raise StorageError(f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it")
 
 
