@@ -213,6 +213,7 @@ def _list(given: argparse.Namespace) -> None:
     else:
         run = a360.open_run(given.run, pattern=given.pattern, organization=given.organization)
         frame = run.checkpoints.drop(columns="uri")
+        frame["revision"] = frame["revision"].str[:12]
     print(frame.to_string(index=False))
 
 

@@ -222,7 +222,7 @@ class Run:
             {
                 "branch": c.branch, "number": c.number, "step": c.step, "tokens": c.tokens,
                 "name": c.name, "states": _states(c.files), "bytes": c.nbytes,
-                "revision": c.revision[:12], "uri": c.uri,
+                "revision": c.revision, "uri": c.uri,
             }
             for c in self.entries
         ]  # fmt: skip

@@ -239,7 +239,8 @@ def same_files(what: Run | Iterable[Checkpoint], *, read: bool = False) -> pd.Da
     DataFrame
         One row for each pair of checkpoints and file: ``run, branch, number, step, name`` of one,
         the same with ``other_`` before it of the other, ``file``, ``size``, ``other_size``, and
-        ``same``, which is missing where no hashes tell, or only one of the two has that file.
+        ``same``, which is missing where no hashes tell, or only one of the two has that file. Ask
+        for ``.all(skipna=False)``: pandas takes what is missing for true otherwise.
 
     Raises
     ------

@@ -158,7 +158,7 @@ def test_is_the_first_spiked_checkpoint_the_normal_one(hub):  # noqa: F811
     assert found[160, "model.safetensors"] and found[160, "config.json"]
     assert not found[162, "model.safetensors"] and found[162, "config.json"]
     assert frame["same"].dtype == "boolean"
-    assert frame.groupby("number")["same"].all().tolist() == [True, False]
+    assert frame.groupby("number")["same"].all(skipna=False).tolist() == [True, False]
 
 
 def test_files_of_different_repositories(hub):  # noqa: F811

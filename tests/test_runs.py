@@ -246,6 +246,9 @@ def test_hub_branches_and_tags(hub):
     assert [c.name for c in run.entries] == ["step1000", "step2000-tokens4B", "step3000"]
     assert list(run.checkpoints["tokens"]) == [2000, 4000, 6000]
     assert all(len(c.revision) == 40 for c in run.entries)  # pinned to commits
+    # whole, so that it can be given to the Hub, and joined to that of a table
+    table = a360.plan(run, ["rms"]).run(progress=False)
+    assert set(table["revision"]) == set(run.checkpoints["revision"])
 
 
 def test_hub_ref_that_is_branch_and_tag(hub):
