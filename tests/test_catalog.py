@@ -124,6 +124,18 @@ def test_learning_rate_of_k2(number, lr, total):
         assert said.sum(step - 941, step) == pytest.approx(total, rel=1e-3)
 
 
+def test_optimizers():
+    eps = {"crystalcoder": 1e-9, "lucie-7b": 1e-5}
+    for name in catalog.names():
+        if name != "k2-all":
+            adam = described(name)["adam"]
+            assert (adam.beta1, adam.beta2, adam.clip) == (0.9, 0.95, 1.0), name
+            assert adam.eps == eps.get(name, 1e-8), name
+            # of Amber and OLMo other tensors are decayed than those with two dimensions
+            unsaid = name == "amber" or name.startswith("olmo")
+            assert adam.weight_decay == (None if unsaid else 0.1), name
+
+
 def test_learning_rates_of_others():
     pythia = described("pythia-410m")["learning_rate"]
     assert pythia.at(1430) == pytest.approx(3e-4)
