@@ -205,6 +205,8 @@ def _read_description(text: bytes, where: str) -> Mapping[str, Any]:
     for key in ("runs", "rename"):
         if key in said:
             raise FormatError(f"{where}: {key}: only for the catalogue; merge runs by merge_runs")
+    if "source" in said:
+        raise FormatError(f"{where}: source: only for the catalogue; the run is where this file is")
     return said
 
 

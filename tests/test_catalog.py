@@ -365,6 +365,9 @@ def test_keys_of_the_catalogue_alone(tmp_path):
     (tmp_path / "analysis360.toml").write_text('runs = ["k2"]')
     with pytest.raises(FormatError, match="analysis360.toml: runs: only for the catalogue; merge"):
         a360.open_run(tmp_path)
+    (tmp_path / "analysis360.toml").write_text('source = "hf://lab/m"')
+    with pytest.raises(FormatError, match="analysis360.toml: source: only for the catalogue"):
+        a360.open_run(tmp_path)
 
 
 def test_steps_of_a_description_that_cannot_be():
