@@ -103,7 +103,7 @@ def open_run(
     if isinstance(source, Mapping):
         return open_memory(source)
     text = os.fspath(source)
-    if _PAGE.match(text):
+    if _PAGE.match(text) and steps is None and files is None:
         text = _PAGE.sub("hf://", text).rstrip("/")
     if not text:
         raise RunNotFound("no source was given; a run of the catalogue, see list_runs(), or a path")

@@ -29,8 +29,8 @@ def frozen(wanted: Selector) -> Selector:
     if isinstance(wanted, slice):
         if wanted.step is not None:
             raise TypeError(
-                f"cannot select by {wanted!r}: a slice has two ends, both included; for every "
-                "third value give a range, such as range(160, 195, 3)"
+                f"cannot select by {wanted!r}: a slice has two ends, both included, and no step; "
+                "give a range, such as range(160, 195, 2)"
             )
         return slice(_plain(wanted.start), _plain(wanted.stop))
     if (

@@ -343,6 +343,11 @@ def test_offline_what_the_cache_has_is_opened(hub, tmp_path, monkeypatch):
 def test_address_of_a_page(hub):
     checkpoint(hub.root / "lab" / "m" / "step1")
     assert a360.open_run("https://huggingface.co/lab/m/").home == "hf://lab/m"
+    below = (
+        "https://huggingface.co/lab/m/resolve/main"  # read as any web server, if names are given
+    )
+    run = a360.open_run(below, pattern="step{step}", steps=[1], files=["model.safetensors"])
+    assert run.entries[0].uri == f"{below}/step1"
 
 
 def test_list_runs():
