@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,14 @@ from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
 from analysis360.formats.inert import StoredTensor
 from analysis360.formats.optimizer import Order, read_optimizer
-from analysis360.formats.sharded import base_name, check_shard, is_trainers, own_files, shards_of
+from analysis360.formats.sharded import (
+    base_name,
+    check_shard,
+    is_optimizers,
+    is_trainers,
+    own_files,
+    shards_of,
+)
 from analysis360.formats.torch_file import NotTorch, TorchFile, open_torch
 from analysis360.names import find_family, model_order
 from analysis360.storage.base import Store
@@ -26,6 +34,9 @@ _WEIGHTS = (
     "model_states",
 )  # fmt: skip
 _OPTIMIZER = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
+_WRAPPERS = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _STEPS = ("global_step", "step", "iteration", "iter", "global_steps", "iteration_number")
 
 
@@ -87,10 +98,7 @@ def _candidates(files: Mapping[str, int]) -> list[str]:
 
 
 def _has_safetensors(files: Mapping[str, int]) -> bool:
-    return any(
-        p.endswith(".safetensors") and not base_name(p).startswith("optim")
-        for p in own_files(files, (".safetensors",))
-    )
+    return any(not is_optimizers(p) for p in own_files(files, (".safetensors",)))
 
 
 @dataclass
@@ -211,7 +219,10 @@ class _Found:
         self.skipped += [(f"{file.path}: {key}", why) for key, why in found.skipped]
         self.adam = found.adam if self.adam is None else self.adam.filled(found.adam)
         step = found.step
+        known = {*order.names, *(name for name, kind in self.tensors if kind == "weight")}
         for name, key, kind, value in found.tensors:
+            bare = _WRAPPERS.sub("", name)  # as weights had one that was dropped
+            name = bare if name not in known and bare in known else name
             info = self._put(file, name, key, kind, value)
             if step is None and info is not None and kind == "step":
                 step = self._read_step(info)

@@ -532,3 +532,28 @@ def test_zip64(tmp_path):
     assert file.content("data.pkl", 100) == b"hello, sixty-four"
     start = file.data_offset(file.records["data.pkl"])
     assert raw[start : start + 5] == b"hello"
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
+@pytest.mark.parametrize("kept", [True, False])
+def test_wrappers_prefix_is_dropped_from_names_of_an_optimizer(tmp_path, wrapper, kept):
+    """Moments go by the name of their weight, whether that had the prefix or not."""
+    bare = {"a.weight": torch.ones(2), "b.weight": torch.zeros(2)}
+    names = [f"{wrapper}{name}" for name in bare]
+    weights = dict(zip(names if kept and wrapper[1] != "f" else bare, bare.values(), strict=True))
+    state = {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    by_name = {"state": dict.fromkeys(names, state), "param_groups": [{"params": names}]}
+    groups = [{"params": [0, 1], "param_names": names}]
+    for optimizer in (by_name, {"state": {0: state, 1: state}, "param_groups": groups}):
+        torch.save({"model": weights, "optimizer": optimizer}, tmp_path / "m.pt")
+        index = index_checkpoint(LocalStore(tmp_path))
+        states = {(t.name, t.state) for t in index.tensors}
+        assert states == {(n, s) for n in bare for s in ("weight", "exp_avg", "exp_avg_sq")}
+
+
+@pytest.mark.parametrize("step", [2**63, 2**70, 10**400])
+def test_step_that_is_none(tmp_path, step):
+    torch.save({"model": {"w": torch.ones(2)}, "step": step}, tmp_path / "m.pt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert index.step is None
+    assert dict(index.skipped)["step"] == "the number that the files give is none of steps"
