@@ -11,6 +11,7 @@ from analysis360.core import TensorInfo
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
 from analysis360.formats.inert import StoredTensor
+from analysis360.formats.inert import kind as kind_of
 from analysis360.formats.optimizer import Order, read_optimizer
 from analysis360.formats.sharded import (
     base_name,
@@ -184,7 +185,7 @@ class _Found:
         for key, value in file.weights.items():
             name = key.removeprefix(prefix)
             if not isinstance(value, StoredTensor):
-                self.skipped.append((key, f"not a dense tensor but {_kind(value)}"))
+                self.skipped.append((key, f"not a dense tensor but {kind_of(value)}"))
                 continue
             tied = places.get(value)
             if tied is not None and are_tied(tied, name):
@@ -277,8 +278,3 @@ def _common_prefix(weights: Mapping[str, Any]) -> str:
         if weights and all(key.startswith(prefix + wrapper) for key in weights):
             prefix += wrapper
     return prefix
-
-
-def _kind(value: Any) -> str:
-    made_by = getattr(value, "made_by", None)
-    return str(made_by) if made_by is not None else type(value).__name__

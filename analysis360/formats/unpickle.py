@@ -31,6 +31,7 @@ from analysis360.formats.inert import (
 __all__ = ["CutShort", "storages_in", "unpickle", "unpickle_many"]
 
 _MARK = object()
+_LONG_BYTES = 1000  # of an integer: Python refuses to write out those of more than 4300 digits
 _ESCAPED = re.compile(r"(?:[^\\]|\\[\\'\"abfnrtv]|\\[0-3]?[0-7]{1,2}|\\x[0-9a-fA-F]{2})*")
 
 
@@ -329,7 +330,13 @@ def _int(m: _Machine) -> None:
 
 
 def _long(form: str) -> Callable[[_Machine], None]:
-    return lambda m: m.push(int.from_bytes(m.take(m.number(form)), "little", signed=True))
+    def step(m: _Machine) -> None:
+        size = m.number(form)
+        if size > _LONG_BYTES:
+            raise Refused(f"an integer of {size} bytes")
+        m.push(int.from_bytes(m.take(size), "little", signed=True))
+
+    return step
 
 
 def _quoted(m: _Machine) -> None:
