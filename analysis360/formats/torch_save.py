@@ -172,6 +172,9 @@ class _Found:
                 state = file.root.get(key)
                 if isinstance(state, list) and len(state) == 1:  # Lightning keeps a list
                     state = state[0]
+                if isinstance(state, list) and state:
+                    why = f"{len(state)} optimizers, and which parameters each has is not told"
+                    self.skipped.append((f"{file.path}: {key}", why))
                 if isinstance(state, dict):
                     self._add_optimizer(file, state, order)
             for key in _STEPS:

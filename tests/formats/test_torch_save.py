@@ -557,3 +557,12 @@ def test_step_that_is_none(tmp_path, step):
     index = index_checkpoint(LocalStore(tmp_path))
     assert index.step is None
     assert dict(index.skipped)["step"] == "the number that the files give is none of steps"
+
+
+def test_several_optimizers_are_told(tmp_path):
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    saved = {"state_dict": {"a": torch.ones(2)}, "optimizer_states": [optimizer, optimizer]}
+    torch.save(saved, tmp_path / "m.ckpt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [t.state for t in index.tensors] == ["weight"]
+    assert dict(index.skipped)["m.ckpt: optimizer_states"].startswith("2 optimizers")

@@ -170,3 +170,25 @@ def test_what_is_plain_is_shown_in_a_message():
 def test_an_integer_that_cannot_be_written_out():
     with pytest.raises(FormatError, match="an integer of 2077 bytes"):
         unpickle(pickle.dumps(10**5000, 2), "x")
+
+
+LIST = b"cbuiltins\nlist\nq\x01"
+ENCODE = b"c_codecs\nencode\nq\x01"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        LIST + b"](" + b"K\x01" * 10_000 + b"eq\x02" + b"h\x01h\x02\x85R" * 1000,
+        ENCODE + b"X\x10\x27\0\0" + b"a" * 10_000 + b"q\x02" + b"h\x01h\x02U\x06latin1\x86R" * 1000,
+        LIST
+        + b"("
+        + b"K\x01" * 10_000
+        + b"tq\x02}(K\x01K\x01uq\x03"
+        + b"h\x01h\x02h\x03\x92" * 1000,
+    ],
+    ids=["list", "text", "arguments"],
+)
+def test_many_copies_of_one_object(raw):
+    with pytest.raises(FormatError, match="copies of one object"):
+        unpickle(b"\x80\x02(" + raw + b"t.", "x")
