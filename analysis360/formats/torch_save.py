@@ -47,8 +47,8 @@ class TorchFormat(Format):
     Weights are looked for at the top of the file and under the usual keys (``model``,
     ``state_dict`` …), single or sharded with a ``*.bin.index.json``. The optimizer's state is
     given the names of the weights, by order, with every shape checked: the order of the same file,
-    else that of the checkpoint's other torch files, else (for safetensors, which keep none) that of
-    the model's family. Views are
+    else that of the checkpoint's one other torch file, else (of several files, or safetensors,
+    which keep none) that of the model's family. Views are
     read by the span of their storage, expanded ones are left out. Both of torch's layouts are
     read: zip files, and those from before torch 1.6.
     """
@@ -204,14 +204,19 @@ class _Found:
     def _order_of_others(self) -> Order:
         """Parameters of the checkpoint in their order, for an optimizer in a file of its own.
 
-        Torch files keep the order. Safetensors files don't: there it is that of the family, as
-        models of transformers have it.
+        One torch file keeps the order. Several don't (``layer_10`` is listed before ``layer_2``),
+        and safetensors files don't: there it is that of the family, as models of transformers have
+        it.
         """
-        if self.order.names or not _has_safetensors(self.reader.files):
+        weights = [t for t in self.tensors.values() if t.state == "weight"]
+        files = {part.file for t in weights for part in t.parts}
+        if len(files) == 1 or not (files or _has_safetensors(self.reader.files)):
             return self.order
-        index = formats["safetensors"].index(self.reader.store)
-        self._more = index.probes
-        shapes = {t.name: t for t in index.tensors if t.state == "weight"}
+        if not files:
+            index = formats["safetensors"].index(self.reader.store)
+            self._more = index.probes
+            weights = [t for t in index.tensors if t.state == "weight"]
+        shapes = {t.name: t for t in weights}
         family = find_family(shapes)
         order = Order()
         for name in (model_order(shapes, family) if family else None) or ():

@@ -566,3 +566,20 @@ def test_several_optimizers_are_told(tmp_path):
     index = index_checkpoint(LocalStore(tmp_path))
     assert [t.state for t in index.tensors] == ["weight"]
     assert dict(index.skipped)["m.ckpt: optimizer_states"].startswith("2 optimizers")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_order_of_files_is_not_that_of_parameters(tmp_path, known):
+    """layer_10.pt is listed before layer_2.pt: only a family's table tells the order then."""
+    stem = "model.layers.{}.self_attn.q_proj.weight" if known else "layers.{}.w"
+    names = [stem.format(i) for i in range(12)]
+    for i, name in enumerate(names):
+        torch.save({name: torch.full((2, 2), float(i))}, tmp_path / f"layer_{i}.pt")
+    state = {i: {"exp_avg": torch.full((2, 2), float(i))} for i in range(12)}
+    optimizer = {"state": state, "param_groups": [{"params": list(range(12))}]}
+    torch.save(optimizer, tmp_path / "optimizer.pt")
+    store = LocalStore(tmp_path)
+    moments = [t for t in index_checkpoint(store).tensors if t.state == "exp_avg"]
+    assert len(moments) == (12 if known else 0)
+    for tensor in moments:
+        assert read_tensor(store, tensor)[0, 0] == names.index(tensor.name)
