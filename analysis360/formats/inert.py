@@ -24,7 +24,7 @@ __all__ = [
     "short",
 ]
 
-_KEY_NODES = 1000  # elements in a dictionary key: hashing nested tuples is recursive in C
+_KEY_NODES = 64  # elements in a dictionary key: hashing nested tuples is recursive in C
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "BFloat16Storage": "bfloat16",
     "HalfStorage": "float16", "LongStorage": "int64", "IntStorage": "int32",

@@ -78,7 +78,8 @@ class TorchFormat(Format):
                 check_shard(store.uri, index, file.path, set(file.weights), keys)
         for file in sorted(opened, key=lambda file: file.is_optimizer):  # names come from weights
             found.add(file)
-        elsewhere = _has_safetensors(reader.files) or any(map(is_trainers, reader.files))
+        others = own_files(reader.files, (".safetensors",))
+        elsewhere = bool(others) or any(map(is_trainers, reader.files))
         if not found.tensors and not elsewhere:
             why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
             raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
@@ -99,7 +100,11 @@ def _candidates(files: Mapping[str, int]) -> list[str]:
 
 
 def _has_safetensors(files: Mapping[str, int]) -> bool:
-    return any(not is_optimizers(p) for p in own_files(files, (".safetensors",)))
+    """Whether weights are there as safetensors; an adapter's are weights of something else."""
+    return any(
+        not is_optimizers(p) and not base_name(p).startswith("adapter")
+        for p in own_files(files, (".safetensors",))
+    )
 
 
 @dataclass

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import analysis360 as a360
 from analysis360.core import Adam
@@ -583,3 +584,15 @@ def test_order_of_files_is_not_that_of_parameters(tmp_path, known):
     assert len(moments) == (12 if known else 0)
     for tensor in moments:
         assert read_tensor(store, tensor)[0, 0] == names.index(tensor.name)
+
+
+def test_an_adapter_is_no_second_copy_of_the_weights(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    save_file({"lora": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    names = {t.name for t in index_checkpoint(LocalStore(tmp_path)).tensors}
+    assert names == {"w", "lora"}
+    (tmp_path / "pytorch_model.bin").unlink()
+    state = {0: {"exp_avg": torch.ones(2)}}
+    torch.save({"state": state, "param_groups": [{"params": [0]}]}, tmp_path / "optimizer.pt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [t.name for t in index.tensors] == ["lora"]
