@@ -36,6 +36,9 @@ CONFIGS = {
     "bloom": ("BloomConfig", {}),
     "gpt2": ("GPT2Config", {}),
     "olmo": ("Olmo2Config", {"num_key_value_heads": 2}),
+    "sandwich": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 8}),
+    "sandwich: Gemma 2": ("Gemma2Config", {"num_key_value_heads": 2, "head_dim": 8}),
+    "llama: Gemma": ("GemmaConfig", {"num_key_value_heads": 2, "head_dim": 8}),
     "llama": ("LlamaConfig", {"num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}),
     "llama: OLMo 1": ("OlmoConfig", {}),
     "llama: Qwen 2": ("Qwen2Config", {"num_key_value_heads": 2}),
@@ -101,3 +104,17 @@ def test_trainers_own_names(name, layer, module):
 def test_one_unknown_name_has_no_place_in_the_order():
     assert model_order(["model.norm.weight", "model.extra.weight"], "llama") is None
     assert find_family(["w", "b"]) is None
+
+
+@pytest.mark.parametrize(("more", "family", "module"), [
+    ((), "llama", "norm.mlp"),
+    (("pre_feedforward_layernorm", "post_feedforward_layernorm"), "sandwich", "norm.attn.post"),
+])  # fmt: skip
+def test_norms_behind_attention(more, family, module):
+    """One name, two meanings: Gemma 2 has it behind attention, Llama before the MLP."""
+    names = [
+        f"model.layers.0.{n}.weight"
+        for n in ("self_attn.q_proj", "input_layernorm", "post_attention_layernorm", *more)
+    ]
+    assert find_family(names) == family
+    assert label(names[2], family).module == module

@@ -27,7 +27,7 @@ GAP = 1 << 16
 """Bytes between two ranges up to which one request for both is cheaper than two."""
 
 MAX_READ = 1 << 26
-"""Bytes of one request at most, unless one block needs more."""
+"""Bytes of one request at most, unless one block needs more or pieces overlap."""
 
 ALIGN = 64
 """Buffers are rounded up to a multiple of this many bytes."""
@@ -152,7 +152,10 @@ def group(order: Mapping[str, Sequence[int]], whole: Collection[str]) -> list[tu
 
 
 def merge_reads(checkpoint: int, pieces: Iterable[Piece]) -> list[Read]:
-    """Merge the pieces of one checkpoint into requests, in file order."""
+    """Merge the pieces of one checkpoint into requests, in file order.
+
+    Pieces that overlap, as columns of one matrix do, are one request however long it is.
+    """
     ordered = sorted(pieces, key=lambda p: (p.part.file, p.part.offset, p.name, p.state))
     reads: list[Read] = []
     for piece in ordered:
@@ -165,7 +168,7 @@ def merge_reads(checkpoint: int, pieces: Iterable[Piece]) -> list[Read]:
         if last is not None and last.file == file:
             end = last.offset + last.nbytes
             joined = max(end, stop) - last.offset
-            if offset - end <= GAP and joined <= MAX_READ:
+            if offset < end or (offset - end <= GAP and joined <= MAX_READ):
                 reads[-1] = Read(checkpoint, file, last.offset, joined, (*last.pieces, piece))
                 continue
         reads.append(Read(checkpoint, file, offset, stop - offset, (piece,)))

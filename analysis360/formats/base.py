@@ -14,6 +14,8 @@ from analysis360.storage.base import Store
 
 __all__ = ["Format", "HeaderReader", "Heads", "Index", "formats", "index_checkpoint"]
 
+_MOST_STEPS = 2**53
+
 Probe = tuple[str, int, int]
 
 
@@ -190,6 +192,9 @@ def _merge(found: list[tuple[str, Index]]) -> Index:
             else:
                 tensors[place], origin[place] = tensor, name
     kept = tuple(t for t in tensors.values() if _fits(t, tensors, skipped))
+    if step is not None and not 0 <= step < _MOST_STEPS:
+        skipped.append(("step", "the number that the files give is none of steps"))
+        step = None
     probes = tuple(probe for _, index in found for probe in index.probes)
     heads = next((index.heads for _, index in found if index.heads is not None), None)
     return Index(kept, adam, step, tuple(skipped), probes, heads)
@@ -200,7 +205,14 @@ def _fits(
     tensors: Mapping[tuple[str, str], TensorInfo],
     skipped: list[tuple[str, str]],
 ) -> bool:
-    """Whether an optimizer state has the shape of its weight, where that weight is there."""
+    """Whether an optimizer state has the shape of its weight, where that weight is there.
+
+    A step is one real number.
+    """
+    if tensor.state == "step" and (tensor.numel != 1 or tensor.dtype.startswith("complex")):
+        why = f"shape {list(tensor.shape)} of {tensor.dtype} is no step"
+        skipped.append((tensor.key, why))
+        return False
     weight = tensors.get((tensor.name, "weight"))
     if weight is None or tensor.state == "step" or tensor.shape == weight.shape:
         return True

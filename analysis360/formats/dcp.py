@@ -27,7 +27,7 @@ from analysis360.formats.dcp_metadata import (
     SavedTensor,
     read_metadata,
 )
-from analysis360.formats.inert import StoredTensor
+from analysis360.formats.inert import StoredTensor, kind
 from analysis360.formats.layout import Assembly
 from analysis360.formats.sharded import base_name
 from analysis360.formats.torch_file import NotTorch, TorchFile, open_torch
@@ -217,9 +217,7 @@ def _look_inside(reader: HeaderReader, where: str, one: tuple[SavedTensor, Chunk
     file = _open(reader, blob, where)
     value = file.root
     if not isinstance(value, StoredTensor):
-        made_by = getattr(value, "made_by", None)
-        kind = type(value).__name__ if made_by is None else str(made_by)
-        return _Inside(why=f"its pieces are not plain tensors but {kind}")
+        return _Inside(why=f"its pieces are not plain tensors but {kind(value)}")
     if (value.dtype, value.shape) != (tensor.dtype, chunk.sides):
         raise FormatError(
             f"{where}: a chunk of {list(chunk.sides)} of {tensor.dtype}, in {blob.file} it is "

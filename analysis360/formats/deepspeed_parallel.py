@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from analysis360.formats.fields import Fields
+from analysis360.formats.inert import short
 from analysis360.formats.layout import Strip, whole
 
 __all__ = ["Slices", "degree", "is_whole", "rules_of"]
@@ -80,7 +81,7 @@ def _patterns(info: Fields, key: str) -> list[re.Pattern[str]]:
     for text in info.sequence(key):
         plain = isinstance(text, str) and _PLAIN.fullmatch(text) is not None
         if not plain or len(re.findall(r"[+*]", text)) > _REPEATS:
-            raise info.bad(key, f"has a pattern that isn't a plain one: {str(text)[:60]!r}")
+            raise info.bad(key, f"has a pattern that isn't a plain one: {short(text)}")
         try:
             found.append(re.compile(text))
         except re.error as error:

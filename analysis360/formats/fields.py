@@ -9,7 +9,7 @@ from typing import Any
 from analysis360.core import DTYPE_BYTES
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
-from analysis360.formats.inert import Record, StoredTensor
+from analysis360.formats.inert import Record, StoredTensor, kind, short
 from analysis360.formats.torch_file import TorchFile
 
 __all__ = ["Fields", "kind", "plain_number", "read_number", "size_of"]
@@ -102,7 +102,7 @@ class Fields:
             value = [value] if type(value) is int else value
             sides = value if isinstance(value, (list, tuple)) else None
             if not isinstance(name, str) or sides is None or not all(map(_is_count, sides)):
-                raise self.bad(name, f"is {_short(value)}, not a shape")
+                raise self.bad(name, f"is {short(value)}, not a shape")
             found[name] = tuple(sides)
         return found
 
@@ -124,7 +124,7 @@ class Fields:
         if isinstance(found, Record) and len(found.args) == 1:
             found = found.args[0]
         if not _is_count(found):
-            raise self.bad(key, f"is {_short(found)}, not a whole number")
+            raise self.bad(key, f"is {short(found)}, not a whole number")
         return int(found)
 
     def _flat(self, key: object, found: Any) -> StoredTensor:
@@ -133,12 +133,6 @@ class Fields:
         if len(found.shape) != 1 or not found.contiguous or found.dtype not in DTYPE_BYTES:
             raise self.bad(key, f"is {found.dtype} of shape {list(found.shape)}, not a flat buffer")
         return found
-
-
-def kind(value: Any) -> str:
-    """Say what a value is."""
-    made_by = getattr(value, "made_by", None)
-    return str(made_by) if made_by is not None else type(value).__name__
 
 
 def plain_number(value: Any) -> float | None:
@@ -170,8 +164,3 @@ def size_of(shape: tuple[int, ...]) -> int:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LIMIT
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,7 +7,7 @@ checkpoint's ``config.json``, or in what a trainer saved of its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +23,10 @@ __all__ = ["divide"]
 
 _CONFIG = "config.json"
 _CONFIG_LIMIT = 10_000_000  # bytes
+_MOST = 10_000  # heads
 _QUERY = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_KEY_VALUE = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
+_KEY_VALUE = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_head_kv")
+_ONE_KEY_VALUE = ("multi_query", "multi_query_attention")
 _ATTENTION = {"attn.q": "query", "attn.k": "key_value", "attn.v": "key_value"}
 
 Range = tuple[int, int]
@@ -65,14 +67,36 @@ def divide(index: Index, store: Store, family: str | None, per_head: bool) -> In
         probes += more
     made: list[TensorInfo] = []
     refused: dict[str, str] = {}
-    for tensor in index.tensors:
+    turned = _turned(index, held, refused)
+    # Steps last: one is divided if what it counts is
+    for tensor in sorted(index.tensors, key=lambda t: t.state == "step"):
         parts = [tensor]
-        if tensor.name in held:
+        if tensor.name in held and tensor.name not in turned:
             parts = _apart(tensor, *held[tensor.name], heads, refused)
         for part in parts:
             made += _by_head(part, family, heads, refused) if per_head else [part]
     skipped = (*index.skipped, *refused.items())
     return replace(index, tensors=tuple(made), skipped=skipped, probes=probes, heads=heads)
+
+
+def _turned(
+    index: Index, held: Mapping[str, tuple[Fused, tuple[str, ...]]], refused: dict[str, str]
+) -> set[str]:
+    """Names that a table has as inputs × outputs, of a model that stores outputs × inputs.
+
+    StarCoder and the first Qwen have GPT-2's names, but not its layout.
+    """
+    sides = {t.name: t.shape for t in index.tensors if t.state != "step" and len(t.shape) == 2}
+    found = set()
+    for name, (one, parts) in held.items():
+        rows, columns = sides.get(f"{name.rpartition('.')[0]}.weight", (0, 0))
+        if one.columns and columns != len(parts) * rows:
+            found.add(name)
+            refused[name] = (
+                f"not divided into {', '.join(one.modules)}: its matrix, {rows} × {columns}, is "
+                f"not that of inputs by {len(parts)} times as many outputs"
+            )
+    return found
 
 
 def _apart(
@@ -84,14 +108,15 @@ def _apart(
 ) -> list[TensorInfo]:
     """Tensors that a fused one holds; itself, with a reason noted, if it can't be divided."""
     if tensor.state == "step":
-        return [replace(tensor, name=name) for name in names]
+        whole = tensor.name in refused
+        return [tensor] if whole else [replace(tensor, name=name) for name in names]
     axis = 1 if one.columns and len(tensor.shape) == 2 else 0
     length = tensor.shape[axis] if tensor.shape else 0
     ranges = _ranges(one, length, heads)
     if isinstance(ranges, str):
         refused[tensor.name] = f"not divided into {', '.join(one.modules)}: {ranges}"
         return [tensor]
-    return _cut(tensor, dict(zip(names, ranges, strict=True)), axis)
+    return _cut(tensor, dict(zip(names, ranges, strict=True)), axis, refused)
 
 
 def _ranges(one: Fused, length: int, heads: Heads | None) -> list[list[Range]] | str:
@@ -135,20 +160,37 @@ def _by_head(
     count = getattr(heads, kind)
     names = [of_head(tensor.name, i) for i in range(count)]
     if tensor.state == "step":
-        return [replace(tensor, name=name) for name in names]
+        whole = tensor.name in refused
+        return [tensor] if whole else [replace(tensor, name=name) for name in names]
     axis = 1 if is_transposed(family) and len(tensor.shape) == 2 else 0
     length = tensor.shape[axis] if tensor.shape else 0
     if length % count or length == 0:
         refused[tensor.name] = f"not divided by head: {length} rows of {count} heads"
         return [tensor]
     size = length // count
-    return _cut(tensor, {n: [(i * size, i * size + size)] for i, n in enumerate(names)}, axis)
+    ranges = {n: [(i * size, i * size + size)] for i, n in enumerate(names)}
+    return _cut(tensor, ranges, axis, refused)
 
 
-def _cut(tensor: TensorInfo, ranges: Mapping[str, list[Range]], axis: int) -> list[TensorInfo]:
+def _cut(
+    tensor: TensorInfo, ranges: Mapping[str, list[Range]], axis: int, refused: dict[str, str]
+) -> list[TensorInfo]:
     if axis == 0:
         return split(tensor, _strips(tensor.shape, ranges))
-    return [_columns(tensor, name, cut) for name, (cut,) in ranges.items()]
+    rows = [_whole_rows(part, tensor.shape) for part in tensor.parts]
+    if None in rows:
+        refused[tensor.name] = "its columns are not divided: a file holds parts of its rows"
+        return [tensor]
+    return [_columns(tensor, name, cut, rows) for name, (cut,) in ranges.items()]
+
+
+def _whole_rows(part: Part, shape: tuple[int, ...]) -> Range | None:
+    """Rows of a matrix that a part is; None if it has some of their elements only."""
+    width = shape[1]
+    if part.box is not None:
+        return part.box[0] if part.box[1] == (0, width) else None
+    low, high = part.flat or (0, 0)
+    return None if low % width or high % width else (low // width, high // width)
 
 
 def _strips(shape: tuple[int, ...], ranges: Mapping[str, list[Range]]) -> Iterator[Strip]:
@@ -162,20 +204,19 @@ def _strips(shape: tuple[int, ...], ranges: Mapping[str, list[Range]]) -> Iterat
             at += stop - start
 
 
-def _columns(tensor: TensorInfo, name: str, cut: Range) -> TensorInfo:
-    """Some columns of a matrix, as a view with strides."""
-    rows, width = tensor.shape
-    if len(tensor.parts) != 1:
-        raise FormatError(f"{tensor.key}: columns of a matrix in {len(tensor.parts)} parts")
-    (part,) = tensor.parts
-    down, across = part.stride or (width, 1)
-    shape = (rows, cut[1] - cut[0])
-    size = DTYPE_BYTES[part.dtype]
-    span = 1 + (rows - 1) * down + (shape[1] - 1) * across
-    box = ((0, rows), (0, shape[1]))
-    offset = part.offset + cut[0] * across * size
-    view = Part(part.file, offset, span * size, part.dtype, box=box, stride=(down, across))
-    return TensorInfo(name, tensor.key, tensor.state, shape, tensor.dtype, (view,))
+def _columns(tensor: TensorInfo, name: str, cut: Range, rows: Sequence[Range | None]) -> TensorInfo:
+    """Some columns of a matrix, as views with strides of the rows that its parts are."""
+    width, parts = cut[1] - cut[0], []
+    for part, held in zip(tensor.parts, rows, strict=True):
+        assert held is not None
+        down, across = part.stride or (tensor.shape[1], 1)
+        size = DTYPE_BYTES[part.dtype]
+        span = 1 + (held[1] - held[0] - 1) * down + (width - 1) * across
+        box, offset = (held, (0, width)), part.offset + cut[0] * across * size
+        view = Part(part.file, offset, span * size, part.dtype, box=box, stride=(down, across))
+        parts.append(view)
+    shape = (tensor.shape[0], width)
+    return TensorInfo(name, tensor.key, tensor.state, shape, tensor.dtype, tuple(parts))
 
 
 def _read_heads(store: Store) -> tuple[Heads | None, tuple[tuple[str, int, int], ...]]:
@@ -189,7 +230,8 @@ def _read_heads(store: Store) -> tuple[Heads | None, tuple[tuple[str, int, int],
     reader = HeaderReader(store)
     said = parse_json(where, reader.read(_CONFIG, 0, size))
     query = _count(said, _QUERY)
-    key_value = _count(said, _KEY_VALUE) or (1 if said.get("multi_query") is True else query)
+    one = any(said.get(key) is True for key in _ONE_KEY_VALUE)
+    key_value = _count(said, _KEY_VALUE) or (1 if one else query)
     if query is None or key_value is None:
         return None, reader.probes
     return Heads(query, key_value), reader.probes
@@ -197,4 +239,4 @@ def _read_heads(store: Store) -> tuple[Heads | None, tuple[tuple[str, int, int],
 
 def _count(said: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     found = (said.get(key) for key in keys)
-    return next((v for v in found if type(v) is int and 0 < v < 1_000_000), None)
+    return next((v for v in found if type(v) is int and 0 < v <= _MOST), None)

@@ -18,11 +18,13 @@ __all__ = [
     "Storage",
     "StoredTensor",
     "is_size",
+    "kind",
     "meaning",
     "plain_key",
+    "short",
 ]
 
-_KEY_NODES = 1000  # elements in a dictionary key: hashing nested tuples is recursive in C
+_KEY_NODES = 64  # elements in a dictionary key: hashing nested tuples is recursive in C
 STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "BFloat16Storage": "bfloat16",
     "HalfStorage": "float16", "LongStorage": "int64", "IntStorage": "int32",
@@ -44,7 +46,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Record:
     """What calling `made_by` would have made; never called.
 
@@ -64,6 +66,10 @@ class Record:
     state: Any = None
     items: list[Any] = field(default_factory=list, repr=False)
     entries: list[tuple[Any, Any]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        """Without arguments: what they hold may be deep, or shared so often that it never ends."""
+        return f"a {kind(self)}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,28 @@ class Refused(Exception):
 def is_size(value: object) -> TypeGuard[int]:
     """Whether this is a count of bytes or elements that 64 bits can hold."""
     return type(value) is int and 0 <= value < 2**63
+
+
+def kind(value: Any) -> str:
+    """Say what a value is."""
+    made_by = value.made_by if isinstance(value, Record) else None
+    return str(made_by) if isinstance(made_by, Global) else type(value).__name__
+
+
+def short(value: Any, most: int = 60) -> str:
+    """Show a value in an error, never more than one level of it."""
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(short(v, most) for v in value[:9] if not isinstance(v, (list, tuple)))
+        text = f"[{inner}]" if isinstance(value, list) else f"({inner})"
+        if len(value) > 9 or any(isinstance(v, (list, tuple)) for v in value[:9]):
+            text = f"a {kind(value)} of {len(value)}"
+    elif isinstance(value, (str, bytes)):
+        text = repr(value[: most + 1])
+    elif isinstance(value, (int, float, type(None), Global)):
+        text = str(value)
+    else:
+        text = f"a {kind(value)}"
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def plain_key(key: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis360.formats.inert import StoredTensor
+from analysis360.formats.inert import StoredTensor, short
 from analysis360.formats.layout import Stretch
 from analysis360.formats.torch_file import TorchFile
 
@@ -129,7 +129,7 @@ def _told(root: Any, number: int, kind: Any, world: Any) -> list[int] | None:
     else:
         return None
     if not all(type(n) is int and n >= 0 for n in told):
-        raise Unsettled(f"the sizes of its buckets, {told!r:.60}, are no counts")
+        raise Unsettled(f"the sizes of its buckets, {short(told)}, are no counts")
     return told
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis360.errors import FormatError
-from analysis360.formats.inert import Record
+from analysis360.formats.inert import Record, short
 from analysis360.formats.layout import Strip
 
 __all__ = ["Local", "Model", "Settings", "layer_of", "locate", "read_model"]
@@ -74,7 +74,7 @@ class Settings:
                 raise FormatError(f"{self.where}: args: {name!r} is missing")
             return default
         if type(value) is not int or not 0 < value <= most:
-            raise FormatError(f"{self.where}: args: {name!r} is {value!r:.60}, not a count")
+            raise FormatError(f"{self.where}: args: {name!r} is {short(value)}, not a count")
         return value
 
     def number(self, name: str) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
-from analysis360.formats.inert import StoredTensor
+from analysis360.formats.inert import StoredTensor, short
 from analysis360.formats.megatron_names import Model, Settings, read_model
 from analysis360.formats.optimizer import Order
 from analysis360.formats.torch_file import TorchFile, open_torch
@@ -84,13 +84,13 @@ def open_rank(reader: HeaderReader, tp: int, pp: int, folder: str) -> Rank:
     version = root.get("checkpoint_version", 0)
     if not isinstance(version, (int, float)) or not 2 <= version < 4:
         raise FormatError(
-            f"{file.where}: 'checkpoint_version' is {version!r:.60}; 2 and 3 are read"
+            f"{file.where}: 'checkpoint_version' is {short(version)}; 2 and 3 are read"
         )
     if args.count("expert_model_parallel_size", 1) > 1:
         raise FormatError(f"{file.where}: experts that are divided are not read")
     step = root.get("iteration")
     if step is not None and (type(step) is not int or step < 0):
-        raise FormatError(f"{file.where}: 'iteration' is {step!r:.60}, not a number of steps")
+        raise FormatError(f"{file.where}: 'iteration' is {short(step)}, not a number of steps")
     flat = f"{folder}{FLAT}"
     rank = Rank(
         tp, pp, file, root, args, read_model(args), step, [],

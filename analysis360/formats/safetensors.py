@@ -19,6 +19,7 @@ from analysis360.formats.sharded import (
     HEADER_LIMIT,
     base_name,
     check_shard,
+    is_optimizers,
     own_files,
     parse_json,
     shards_of,
@@ -57,7 +58,7 @@ class SafetensorsFormat(Format):
 
     Read are ``*.safetensors`` at the top, or in a folder called model, weights, optimizer or
     optim: single files, and shards listed in a ``*.safetensors.index.json``, several groups of
-    them too. In files whose name starts with ``optim`` the keys are ``<param>.exp_avg``,
+    them too. In files whose name or folder starts with ``optim`` the keys are ``<param>.exp_avg``,
     ``<param>.exp_avg_sq``, ``<param>.master`` and ``<param>.step``. The encoded keys of OLMo's
     ``model.safetensors`` and ``optim.safetensors`` are read too, and its parameter groups.
     """
@@ -81,7 +82,9 @@ class SafetensorsFormat(Format):
         own = own_files(reader.files, _ENDS)
         shards = shards_of(reader, (p for p in own if p.endswith(".json")))
         single = [p for p in own if not p.endswith(".json") and p not in shards]
-        copies = [p for p in single if shards and base_name(p).startswith("consolidated")]
+        others = [p for p in single if not base_name(p).startswith("consolidated")]
+        model = bool(shards) or not all(map(is_optimizers, others))
+        copies = [p for p in single if model and p not in others]
         skipped = [(path, "a second copy of the weights, in Mistral's layout") for path in copies]
         paths = sorted({*shards, *single} - {*copies})
         headers = _headers(reader, paths)
@@ -206,7 +209,7 @@ def _index(reader: HeaderReader, headers: list[_Header], skipped: list[tuple[str
         if olmo is not None:
             named, adam = olmo.tensors, olmo.adam if adam is None else adam.filled(olmo.adam)
             skipped += olmo.skipped
-        elif base_name(header.path).startswith("optim"):
+        elif is_optimizers(header.path):
             told |= header.metadata
             named = _states(header, skipped)
         else:

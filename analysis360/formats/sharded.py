@@ -14,6 +14,7 @@ __all__ = [
     "base_name",
     "check_shard",
     "is_inside",
+    "is_optimizers",
     "is_trainers",
     "own_files",
     "parse_json",
@@ -41,6 +42,17 @@ def is_trainers(path: str) -> bool:
     (True, False)
     """
     return _TRAINERS.fullmatch(path) is not None
+
+
+def is_optimizers(path: str) -> bool:
+    """Whether a safetensors file holds states of an optimizer, by its name or folder.
+
+    Examples
+    --------
+    >>> is_optimizers("optimizer/0.safetensors"), is_optimizers("model.safetensors")
+    (True, False)
+    """
+    return any(step.startswith("optim") for step in path.split("/"))
 
 
 def base_name(path: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from analysis360.core import DTYPE_BYTES, Part
 from analysis360.errors import FormatError
 from analysis360.formats.base import HeaderReader
-from analysis360.formats.inert import Storage, StoredTensor
+from analysis360.formats.inert import Storage, StoredTensor, short
 from analysis360.formats.layout import Stretch
 from analysis360.formats.unpickle import CutShort, storages_in, unpickle, unpickle_many
 from analysis360.formats.zip import ZIP_TAIL, ZipFile
@@ -178,7 +178,7 @@ def _open_legacy(reader: HeaderReader, path: str, where: str) -> TorchFile:
             head += reader.read(path, window, more)
             window += more
     if version != _WORDS["protocol_version"] or not isinstance(machine, dict):
-        raise FormatError(f"{where}: version {version!r} of torch's old format; 1001 is read")
+        raise FormatError(f"{where}: version {short(version)} of torch's old format; 1001 is read")
     if machine.get("little_endian") is not True:
         raise FormatError(f"{where}: written on a big-endian machine, which isn't read")
     return TorchFile(path, where, root, None, _storages(reader, path, where, root, names, end))

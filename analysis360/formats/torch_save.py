@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,16 @@ from analysis360.core import TensorInfo
 from analysis360.errors import FormatError
 from analysis360.formats.base import Format, HeaderReader, Index, formats
 from analysis360.formats.inert import StoredTensor
+from analysis360.formats.inert import kind as kind_of
 from analysis360.formats.optimizer import Order, read_optimizer
-from analysis360.formats.sharded import base_name, check_shard, is_trainers, own_files, shards_of
+from analysis360.formats.sharded import (
+    base_name,
+    check_shard,
+    is_optimizers,
+    is_trainers,
+    own_files,
+    shards_of,
+)
 from analysis360.formats.torch_file import NotTorch, TorchFile, open_torch
 from analysis360.names import find_family, model_order
 from analysis360.storage.base import Store
@@ -26,6 +35,9 @@ _WEIGHTS = (
     "model_states",
 )  # fmt: skip
 _OPTIMIZER = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "optimizer_states")
+_WRAPPERS = re.compile(
+    r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _STEPS = ("global_step", "step", "iteration", "iter", "global_steps", "iteration_number")
 
 
@@ -35,8 +47,8 @@ class TorchFormat(Format):
     Weights are looked for at the top of the file and under the usual keys (``model``,
     ``state_dict`` …), single or sharded with a ``*.bin.index.json``. The optimizer's state is
     given the names of the weights, by order, with every shape checked: the order of the same file,
-    else that of the checkpoint's other torch files, else (for safetensors, which keep none) that of
-    the model's family. Views are
+    else that of the checkpoint's one other torch file, else (of several files, or safetensors,
+    which keep none) that of the model's family. Views are
     read by the span of their storage, expanded ones are left out. Both of torch's layouts are
     read: zip files, and those from before torch 1.6.
     """
@@ -66,7 +78,8 @@ class TorchFormat(Format):
                 check_shard(store.uri, index, file.path, set(file.weights), keys)
         for file in sorted(opened, key=lambda file: file.is_optimizer):  # names come from weights
             found.add(file)
-        elsewhere = _has_safetensors(reader.files) or any(map(is_trainers, reader.files))
+        others = own_files(reader.files, (".safetensors",))
+        elsewhere = bool(others) or any(map(is_trainers, reader.files))
         if not found.tensors and not elsewhere:
             why = "; ".join(f"{key}: {reason}" for key, reason in found.skipped[:3])
             raise FormatError(f"{store.uri}: no tensor in {', '.join(paths[:5])} ({why})")
@@ -87,8 +100,9 @@ def _candidates(files: Mapping[str, int]) -> list[str]:
 
 
 def _has_safetensors(files: Mapping[str, int]) -> bool:
+    """Whether weights are there as safetensors; an adapter's are weights of something else."""
     return any(
-        p.endswith(".safetensors") and not base_name(p).startswith("optim")
+        not is_optimizers(p) and not base_name(p).startswith("adapter")
         for p in own_files(files, (".safetensors",))
     )
 
@@ -163,6 +177,9 @@ class _Found:
                 state = file.root.get(key)
                 if isinstance(state, list) and len(state) == 1:  # Lightning keeps a list
                     state = state[0]
+                if isinstance(state, list) and state:
+                    why = f"{len(state)} optimizers, and which parameters each has is not told"
+                    self.skipped.append((f"{file.path}: {key}", why))
                 if isinstance(state, dict):
                     self._add_optimizer(file, state, order)
             for key in _STEPS:
@@ -176,7 +193,7 @@ class _Found:
         for key, value in file.weights.items():
             name = key.removeprefix(prefix)
             if not isinstance(value, StoredTensor):
-                self.skipped.append((key, f"not a dense tensor but {_kind(value)}"))
+                self.skipped.append((key, f"not a dense tensor but {kind_of(value)}"))
                 continue
             tied = places.get(value)
             if tied is not None and are_tied(tied, name):
@@ -192,14 +209,19 @@ class _Found:
     def _order_of_others(self) -> Order:
         """Parameters of the checkpoint in their order, for an optimizer in a file of its own.
 
-        Torch files keep the order. Safetensors files don't: there it is that of the family, as
-        models of transformers have it.
+        One torch file keeps the order. Several don't (``layer_10`` is listed before ``layer_2``),
+        and safetensors files don't: there it is that of the family, as models of transformers have
+        it.
         """
-        if self.order.names or not _has_safetensors(self.reader.files):
+        weights = [t for t in self.tensors.values() if t.state == "weight"]
+        files = {part.file for t in weights for part in t.parts}
+        if len(files) == 1 or not (files or _has_safetensors(self.reader.files)):
             return self.order
-        index = formats["safetensors"].index(self.reader.store)
-        self._more = index.probes
-        shapes = {t.name: t for t in index.tensors if t.state == "weight"}
+        if not files:
+            index = formats["safetensors"].index(self.reader.store)
+            self._more = index.probes
+            weights = [t for t in index.tensors if t.state == "weight"]
+        shapes = {t.name: t for t in weights}
         family = find_family(shapes)
         order = Order()
         for name in (model_order(shapes, family) if family else None) or ():
@@ -211,7 +233,10 @@ class _Found:
         self.skipped += [(f"{file.path}: {key}", why) for key, why in found.skipped]
         self.adam = found.adam if self.adam is None else self.adam.filled(found.adam)
         step = found.step
+        known = {*order.names, *(name for name, kind in self.tensors if kind == "weight")}
         for name, key, kind, value in found.tensors:
+            bare = _WRAPPERS.sub("", name)  # as weights had one that was dropped
+            name = bare if name not in known and bare in known else name
             info = self._put(file, name, key, kind, value)
             if step is None and info is not None and kind == "step":
                 step = self._read_step(info)
@@ -266,8 +291,3 @@ def _common_prefix(weights: Mapping[str, Any]) -> str:
         if weights and all(key.startswith(prefix + wrapper) for key in weights):
             prefix += wrapper
     return prefix
-
-
-def _kind(value: Any) -> str:
-    made_by = getattr(value, "made_by", None)
-    return str(made_by) if made_by is not None else type(value).__name__

@@ -31,6 +31,8 @@ from analysis360.formats.inert import (
 __all__ = ["CutShort", "storages_in", "unpickle", "unpickle_many"]
 
 _MARK = object()
+_SPARE = 1000  # elements that may be copied above the bytes of the data
+_LONG_BYTES = 1000  # of an integer: Python refuses to write out those of more than 4300 digits
 _ESCAPED = re.compile(r"(?:[^\\]|\\[\\'\"abfnrtv]|\\[0-3]?[0-7]{1,2}|\\x[0-9a-fA-F]{2})*")
 
 
@@ -139,6 +141,7 @@ class _Machine:
         self.data, self.at = data, 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def next(self) -> Any:
         """Read one pickle; the next begins where it ends."""
@@ -203,7 +206,16 @@ class _Machine:
     def call(self, made_by: Any, args: Any) -> None:
         if not isinstance(args, tuple):
             raise Refused("arguments that are not a tuple")
-        self.push(meaning(made_by, args))
+        found = meaning(made_by, args)
+        if args and isinstance(found, (list, dict, bytes)):
+            self.copy(len(found))
+        self.push(found)
+
+    def copy(self, size: int) -> None:
+        """Count what was copied: where each copy is of something of its own, less than is read."""
+        self.copied += size
+        if self.copied > len(self.data) + _SPARE:
+            raise Refused("copies of one object over and over")
 
     def name(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
@@ -264,6 +276,7 @@ def _reduce(m: _Machine) -> None:
 def _new_ex(m: _Machine) -> None:
     named, args = m.pop(), m.pop()
     made_by = m.pop()
+    m.copy(len(args) if isinstance(args, tuple) and named else 0)
     m.call(made_by, (*args, named) if isinstance(args, tuple) and named else args)
 
 
@@ -329,7 +342,13 @@ def _int(m: _Machine) -> None:
 
 
 def _long(form: str) -> Callable[[_Machine], None]:
-    return lambda m: m.push(int.from_bytes(m.take(m.number(form)), "little", signed=True))
+    def step(m: _Machine) -> None:
+        size = m.number(form)
+        if size > _LONG_BYTES:
+            raise Refused(f"an integer of {size} bytes")
+        m.push(int.from_bytes(m.take(size), "little", signed=True))
+
+    return step
 
 
 def _quoted(m: _Machine) -> None:

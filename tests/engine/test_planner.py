@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import analysis360 as a360
-from analysis360.core import Adam, Checkpoint, Fork, Run
+from analysis360.core import Adam, Checkpoint, Fork, Part, Run
 from analysis360.engine.planner import nbytes
+from analysis360.engine.schedule import Piece, merge_reads
 from analysis360.errors import MemoryBudgetError, StatisticError
 from analysis360.storage.memory import MemoryStore
 from tests.small_run import small_run
@@ -210,3 +211,19 @@ def test_spectra_of_a_derived_state_count_its_copies(tmp_path):
     stored = a360.plan(run, ["spectral_norm"], against=()).totals["work"]
     derived = a360.plan(run, ["spectral_norm"], states=["update"], against=()).totals["work"]
     assert derived - stored == 3 * 4 * 300 * 200
+
+
+def test_pieces_that_overlap_are_read_once(monkeypatch):
+    """Columns of one matrix, which is longer than a request may be."""
+    monkeypatch.setattr("analysis360.engine.schedule.MAX_READ", 100)
+    pieces = [
+        Piece(
+            f"h{i}",
+            "weight",
+            Part("f", 4 * i, 4 * 91, "float32", box=((0, 10), (0, 1)), stride=(10, 1)),
+            True,
+        )
+        for i in range(10)
+    ]
+    (read,) = merge_reads(0, pieces)
+    assert (read.offset, read.nbytes, len(read.pieces)) == (0, 400, 10)

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 import analysis360 as a360
+from analysis360.core import Part, TensorInfo
 from analysis360.errors import FormatError
-from analysis360.formats import index_checkpoint
+from analysis360.formats import Heads, Index, index_checkpoint
+from analysis360.formats.fused import divide
 from analysis360.storage.local import LocalStore
+from analysis360.storage.memory import MemoryStore
 from analysis360.testing import read_tensor
 
 HEADS, SIZE, HIDDEN = 4, 3, 12
@@ -168,3 +171,53 @@ def test_a_damaged_config_is_named(tmp_path):
     with pytest.raises(FormatError, match=r"config\.json: not valid JSON"):
         index_checkpoint(LocalStore(tmp_path))
     assert store.files()
+
+
+def test_gpt2_names_of_matrices_that_are_not_turned(tmp_path):
+    """StarCoder: outputs × inputs, one key and value head; its columns are no queries."""
+    at = "transformer.h.0.attn.c_attn"
+    tensors = {f"{at}.weight": random(HIDDEN + 2 * SIZE, HIDDEN), f"{at}.bias": random(18)}
+    got, skipped = found(saved(tmp_path, tensors, n_head=HEADS, multi_query=True))
+    assert set(got) == set(tensors) and set(skipped) == set(tensors)
+    assert "18 × 12" in skipped[f"{at}.weight"]
+
+
+def test_falcon_with_few_keys_is_left_whole(tmp_path):
+    name = "transformer.h.0.self_attention.query_key_value.weight"
+    got, skipped = found(saved(tmp_path, {name: random(36, HIDDEN)}, n_head=HEADS, n_head_kv=1))
+    assert set(got) == {name} and "not 3 of each" in skipped[name]
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_columns_of_a_matrix_in_pieces(per_head):
+    """Whole rows of it may lie in several files; where they are cut, it stays whole."""
+    name, at = "h.0.attn.c_attn.weight", "h.0.attn.c_attn"
+    weight = random(HIDDEN, 3 * HIDDEN)
+    for cut, divided in ((5 * 36, True), (5 * 36 + 1, False)):
+        flat = weight.flatten()
+        arrays = {"a": flat[:cut], "b": flat[cut:]}
+        parts = (
+            Part("a", 0, 4 * cut, "float32", flat=(0, cut)),
+            Part("b", 0, 4 * (432 - cut), "float32", flat=(cut, 432)),
+        )
+        info = TensorInfo(name, name, "weight", (12, 36), "float32", parts)
+        store = MemoryStore(arrays, tensors=[info])
+        index = divide(Index((info,), heads=Heads(HEADS, HEADS)), store, "gpt2", per_head)
+        got = {t.name: read_tensor(store, t) for t in index.tensors}
+        if not divided:
+            assert set(got) == {name} and "parts of its rows" in dict(index.skipped)[name]
+        elif per_head:
+            np.testing.assert_array_equal(got[f"{at}.k.weight[2]"], weight[:, 18:21])
+        else:
+            np.testing.assert_array_equal(got[f"{at}.k.weight"], weight[:, 12:24])
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_steps_are_divided_only_with_their_matrix(tmp_path, per_head):
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    saved(tmp_path, {name: random(36, HIDDEN)})
+    save_file({f"{name}.step": torch.tensor(3.0)}, tmp_path / "optim.safetensors")
+    for options in ({}, {"num_attention_heads": 5}):
+        (tmp_path / "config.json").write_text(json.dumps(options))
+        index = index_checkpoint(LocalStore(tmp_path), per_head=per_head)
+        assert [(t.name, t.state) for t in index.tensors] == [(name, "weight"), (name, "step")]

@@ -191,7 +191,7 @@ class Hostile:
         (((), False), "its path isn't"),
         ((["a"], False), "its path isn't"),
         (((1.5,), False), "its path isn't"),
-        (((10**5000,), False), "its path isn't"),
+        (((10**5000,), False), "integer of 2077 bytes"),
         (17, "a pickle of something else"),
     ],
 )

@@ -322,3 +322,37 @@ def test_accepts_what_the_library_accepts(tmp_path_factory, at, value):
     assert {t.name: t.shape for t in index.tensors} == {
         k: tuple(v.shape) for k, v in tensors.items()
     }
+
+
+@pytest.mark.parametrize("step", [torch.tensor(1 + 2j), torch.ones(3)])
+def test_step_is_one_real_number(tmp_path, step):
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"w.exp_avg": torch.ones(2), "w.step": step}, tmp_path / "optim.safetensors")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [(t.name, t.state) for t in index.tensors] == [("w", "weight"), ("w", "exp_avg")]
+    assert "is no step" in dict(index.skipped)["w.step"]
+
+
+def test_step_too_large_for_a_table(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"w.step": torch.tensor(1e30)}, tmp_path / "optim.safetensors")
+    assert index_checkpoint(LocalStore(tmp_path)).step is None
+
+
+def test_folder_of_an_optimizer_holds_no_weights(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"w.exp_avg": torch.ones(2)}, tmp_path / "optimizer" / "0.safetensors")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [(t.name, t.state) for t in index.tensors] == [("w", "weight"), ("w", "exp_avg")]
+
+
+def test_second_copy_in_another_layout_is_not_counted(tmp_path):
+    """Mistral's own names beside Hugging Face's, with one file of each."""
+    save_file({"tok_embeddings.weight": torch.ones(2)}, tmp_path / "consolidated.safetensors")
+    store = LocalStore(tmp_path)
+    assert [t.name for t in index_checkpoint(store).tensors] == ["tok_embeddings.weight"]
+    save_file({"model.embed_tokens.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [t.name for t in index.tensors] == ["model.embed_tokens.weight"]
+    assert dict(index.skipped)["consolidated.safetensors"].startswith("a second copy")

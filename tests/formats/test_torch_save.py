@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import analysis360 as a360
 from analysis360.core import Adam
@@ -532,3 +533,66 @@ def test_zip64(tmp_path):
     assert file.content("data.pkl", 100) == b"hello, sixty-four"
     start = file.data_offset(file.records["data.pkl"])
     assert raw[start : start + 5] == b"hello"
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
+@pytest.mark.parametrize("kept", [True, False])
+def test_wrappers_prefix_is_dropped_from_names_of_an_optimizer(tmp_path, wrapper, kept):
+    """Moments go by the name of their weight, whether that had the prefix or not."""
+    bare = {"a.weight": torch.ones(2), "b.weight": torch.zeros(2)}
+    names = [f"{wrapper}{name}" for name in bare]
+    weights = dict(zip(names if kept and wrapper[1] != "f" else bare, bare.values(), strict=True))
+    state = {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    by_name = {"state": dict.fromkeys(names, state), "param_groups": [{"params": names}]}
+    groups = [{"params": [0, 1], "param_names": names}]
+    for optimizer in (by_name, {"state": {0: state, 1: state}, "param_groups": groups}):
+        torch.save({"model": weights, "optimizer": optimizer}, tmp_path / "m.pt")
+        index = index_checkpoint(LocalStore(tmp_path))
+        states = {(t.name, t.state) for t in index.tensors}
+        assert states == {(n, s) for n in bare for s in ("weight", "exp_avg", "exp_avg_sq")}
+
+
+@pytest.mark.parametrize("step", [2**63, 2**70, 10**400])
+def test_step_that_is_none(tmp_path, step):
+    torch.save({"model": {"w": torch.ones(2)}, "step": step}, tmp_path / "m.pt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert index.step is None
+    assert dict(index.skipped)["step"] == "the number that the files give is none of steps"
+
+
+def test_several_optimizers_are_told(tmp_path):
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    saved = {"state_dict": {"a": torch.ones(2)}, "optimizer_states": [optimizer, optimizer]}
+    torch.save(saved, tmp_path / "m.ckpt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [t.state for t in index.tensors] == ["weight"]
+    assert dict(index.skipped)["m.ckpt: optimizer_states"].startswith("2 optimizers")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_order_of_files_is_not_that_of_parameters(tmp_path, known):
+    """layer_10.pt is listed before layer_2.pt: only a family's table tells the order then."""
+    stem = "model.layers.{}.self_attn.q_proj.weight" if known else "layers.{}.w"
+    names = [stem.format(i) for i in range(12)]
+    for i, name in enumerate(names):
+        torch.save({name: torch.full((2, 2), float(i))}, tmp_path / f"layer_{i}.pt")
+    state = {i: {"exp_avg": torch.full((2, 2), float(i))} for i in range(12)}
+    optimizer = {"state": state, "param_groups": [{"params": list(range(12))}]}
+    torch.save(optimizer, tmp_path / "optimizer.pt")
+    store = LocalStore(tmp_path)
+    moments = [t for t in index_checkpoint(store).tensors if t.state == "exp_avg"]
+    assert len(moments) == (12 if known else 0)
+    for tensor in moments:
+        assert read_tensor(store, tensor)[0, 0] == names.index(tensor.name)
+
+
+def test_an_adapter_is_no_second_copy_of_the_weights(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    save_file({"lora": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
+    names = {t.name for t in index_checkpoint(LocalStore(tmp_path)).tensors}
+    assert names == {"w", "lora"}
+    (tmp_path / "pytorch_model.bin").unlink()
+    state = {0: {"exp_avg": torch.ones(2)}}
+    torch.save({"state": state, "param_groups": [{"params": [0]}]}, tmp_path / "optimizer.pt")
+    index = index_checkpoint(LocalStore(tmp_path))
+    assert [t.name for t in index.tensors] == ["lora"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis360.errors import FormatError
-from analysis360.formats.inert import Global, Record, StoredTensor
+from analysis360.formats.inert import Global, Record, StoredTensor, kind, short
 from analysis360.formats.unpickle import unpickle
 
 plain = st.recursive(
@@ -144,3 +144,51 @@ def test_what_counts_as_contiguous():
 
     assert view((2, 3), (3, 1)) and view((), ()) and view((1, 3), (99, 1)) and view((0, 3), (1, 7))
     assert not view((3, 2), (1, 3)) and not view((2, 3), (4, 1)) and not view((2,), (0,))
+
+
+def bombs():
+    shared, deep = (1,), ()
+    for _ in range(60):
+        shared = (shared, shared)
+    for _ in range(100_000):
+        deep = (deep,)
+    made = Record(Global("a", "b"), (shared,), state=shared)
+    return [shared, deep, made, Record(shared, deep), [shared], {"a": shared}, "x" * 10**6]
+
+
+@pytest.mark.parametrize("value", bombs(), ids=["shared", "deep", "a", "b", "list", "dict", "text"])
+def test_a_message_shows_one_level_of_a_value(value):
+    assert len(short(value)) <= 60 and len(kind(value)) < 60
+    assert len(f"{value}" if isinstance(value, Record) else "") <= 60
+
+
+def test_what_is_plain_is_shown_in_a_message():
+    values = [1, 2.5, "a", None, [1, "b"], (3,), Global("a", "b")]
+    assert [short(v) for v in values] == ["1", "2.5", "'a'", "None", "[1, 'b']", "(3)", "a.b"]
+
+
+def test_an_integer_that_cannot_be_written_out():
+    with pytest.raises(FormatError, match="an integer of 2077 bytes"):
+        unpickle(pickle.dumps(10**5000, 2), "x")
+
+
+LIST = b"cbuiltins\nlist\nq\x01"
+ENCODE = b"c_codecs\nencode\nq\x01"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        LIST + b"](" + b"K\x01" * 10_000 + b"eq\x02" + b"h\x01h\x02\x85R" * 1000,
+        ENCODE + b"X\x10\x27\0\0" + b"a" * 10_000 + b"q\x02" + b"h\x01h\x02U\x06latin1\x86R" * 1000,
+        LIST
+        + b"("
+        + b"K\x01" * 10_000
+        + b"tq\x02}(K\x01K\x01uq\x03"
+        + b"h\x01h\x02h\x03\x92" * 1000,
+    ],
+    ids=["list", "text", "arguments"],
+)
+def test_many_copies_of_one_object(raw):
+    with pytest.raises(FormatError, match="copies of one object"):
+        unpickle(b"\x80\x02(" + raw + b"t.", "x")
