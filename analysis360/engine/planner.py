@@ -432,7 +432,14 @@ def _with_jobs(made: Plan) -> Plan:
         for (name, _), t in mine.items()
         if any(part.interleaved for part in t.parts)
     }
-    return replace(made, jobs=tuple(Job(cut) for cut in schedule.group(order, whole)))
+    columns = {
+        name: t.key
+        for mine in made.tensors
+        for (name, _), t in mine.items()
+        if any(part.stride is not None and not part.interleaved for part in t.parts)
+    }
+    jobs = schedule.group(order, whole, columns)
+    return replace(made, jobs=tuple(Job(cut) for cut in jobs))
 
 
 def _budgeted(made: Plan) -> Plan:

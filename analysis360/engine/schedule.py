@@ -10,7 +10,8 @@ stored byte is read once.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from analysis360.core import DTYPE_BYTES, Part
@@ -125,23 +126,35 @@ def blocks(name: str, shape: Sequence[int]) -> tuple[Block, ...]:
     return tuple(Block(name, i, at, min(at + step, rows)) for i, at in enumerate(cuts))
 
 
-def group(order: Mapping[str, Sequence[int]], whole: Collection[str]) -> list[tuple[Block, ...]]:
+def group(
+    order: Mapping[str, Sequence[int]],
+    whole: AbstractSet[str],
+    columns: Mapping[str, str] | None = None,
+) -> list[tuple[Block, ...]]:
     """Put blocks into jobs: tensors held whole and big blocks alone, small tensors together.
 
     Parameters
     ----------
     order : mapping of str to shape
         Tensors in the order in which their files hold them.
-    whole : collection of str
+    whole : set of str
         Tensors of which all blocks must be held at once.
+    columns : mapping of str to str, optional
+        Tensors that are columns of a stored matrix, to the name of that. Blocks of the same rows
+        are taken together: their bytes lie between each other.
     """
     jobs: list[tuple[Block, ...]] = []
     small: list[Block] = []
     filled = 0
+    beside = _beside(order, columns or {})
     for name, shape in order.items():
-        numel, cut = math.prod(shape), blocks(name, shape)
+        names = beside.get(name, (name,))
+        numel, cut = math.prod(shape) * len(names), blocks(name, shape)
         if numel >= BLOCK // 2:
-            jobs += [cut] if name in whole else [(block,) for block in cut]
+            rows = list(zip(*(blocks(n, shape) for n in names), strict=True))
+            if name == names[0]:
+                every = [tuple(b for row in rows for b in row)]
+                jobs += every if whole & set(names) else rows
             continue
         if filled + numel > BLOCK:
             jobs.append(tuple(small))
@@ -149,6 +162,17 @@ def group(order: Mapping[str, Sequence[int]], whole: Collection[str]) -> list[tu
         small += cut
         filled += numel
     return [*jobs, tuple(small)] if small else jobs
+
+
+def _beside(
+    order: Mapping[str, Sequence[int]], columns: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Tensor to all those, of its shape, that are columns of the same stored matrix."""
+    found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for name in order:
+        if name in columns:
+            found.setdefault((columns[name], tuple(order[name])), []).append(name)
+    return {name: tuple(names) for names in found.values() for name in names}
 
 
 def merge_reads(checkpoint: int, pieces: Iterable[Piece]) -> list[Read]:

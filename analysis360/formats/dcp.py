@@ -305,7 +305,7 @@ class _Found:
             self.others = [tensor for tensor in self.others if not tensor.shape]
         if not self.kept:
             why = "; ".join(f"{key}: {reason}" for key, reason in self.skipped[:3])
-            raise FormatError(f"{self.where}: no tensor in its distributed checkpoint ({why})")
+            raise FormatError(f"{self.where}: no tensor in its .metadata ({why})")
         why = "neither a weight nor a state of the optimizer that is measured"
         self.skipped += [(tensor.key, why) for tensor in self.others]
         self._place()

@@ -20,7 +20,7 @@ HEADS, SIZE, HIDDEN = 4, 3, 12
 
 
 def saved(folder, tensors, **config):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
     if config:
         (folder / "config.json").write_text(json.dumps(config))
@@ -221,3 +221,24 @@ def test_steps_are_divided_only_with_their_matrix(tmp_path, per_head):
         (tmp_path / "config.json").write_text(json.dumps(options))
         index = index_checkpoint(LocalStore(tmp_path), per_head=per_head)
         assert [(t.name, t.state) for t in index.tensors] == [(name, "weight"), (name, "step")]
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_columns_of_a_large_matrix_are_read_once(tmp_path, monkeypatch, per_head):
+    """What lies between each other is taken together, however small the blocks."""
+    monkeypatch.setattr("analysis360.engine.schedule.BLOCK", 64)
+    at = "transformer.h.0.attn.c_attn"
+    for step in (1, 2):
+        fused = step * random(HIDDEN, 3 * HIDDEN)
+        saved(tmp_path / "fused" / f"step{step}", {f"{at}.weight": fused}, n_head=HEADS)
+        parts = dict(zip("qkv", fused.split(HIDDEN, dim=1), strict=True))
+        apart = {f"{at}.{name}.weight": part for name, part in parts.items()}
+        saved(tmp_path / "apart" / f"step{step}", apart, n_head=HEADS)
+    tables = []
+    for name in ("fused", "apart"):
+        run = a360.open_run(tmp_path / name)
+        plan = a360.plan(run, ["rms", "displacement"], per_head=per_head)
+        assert plan.nbytes == 2 * 4 * 3 * HIDDEN * HIDDEN
+        tables.append(plan.run(progress=False)[["name", "step", "rms", "displacement"]])
+    assert tables[0].equals(tables[1])
+    assert len(tables[0]) == 3 * (HEADS if per_head else 1) * 3
