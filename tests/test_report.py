@@ -266,6 +266,7 @@ def test_formulas_of_all_statistics_become_plain():
         assert not re.search(r"[\\`{}]|:math:", text), (name, text)
 
 
+@pytest.mark.slow
 def test_a_results_folder_gives_all_levels_and_its_provenance(tmp_path):
     run = a360.open_run(small_run(tmp_path / "run", last=2))
     wanted = ["rms", "displacement", "rel_displacement", "cosine"]

@@ -200,6 +200,7 @@ def test_compiled_can_be_refused(folder, monkeypatch):
         everything(a360.open_run(folder), compiled=True)
 
 
+@pytest.mark.slow
 def test_a_probe_estimates_the_time(folder, hub):
     run = open_hub(folder)
     assert everything(run).seconds is None

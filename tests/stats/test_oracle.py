@@ -100,6 +100,7 @@ def test_adam(step, beta1, beta2, eps):
         assert close(row[name], want), (name, row[name], want)
 
 
+@pytest.mark.slow
 def test_spectral_norm_is_within_its_own_bound():
     for shape in [(37, 11), (300, 300), (64, 1500), (1500, 1100)]:
         matrix = torch.randn(shape, generator=generator(9))

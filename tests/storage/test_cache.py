@@ -286,6 +286,7 @@ def writer(folder, seed):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_killed_one_leave_no_wrong_byte(tmp_path):
     processes = [writer(tmp_path, seed) for seed in range(3)]
     for process in processes:
