@@ -35,6 +35,9 @@ class Sizes:
         }  # fmt: skip
 
 
+STANDARD = Sizes()
+
+
 @dataclass(frozen=True)
 class Trained:
     """State after some steps; each mapping has the names of `weight`, in the model's order."""
@@ -102,7 +105,7 @@ def _logits(p: dict[str, torch.Tensor], s: Sizes, tokens: torch.Tensor) -> torch
 
 
 @cache
-def trained(sizes: Sizes = Sizes(), steps: int = 3) -> Trained:
+def trained(sizes: Sizes = STANDARD, steps: int = 3) -> Trained:
     """Train it to copy the next of some random tokens; the same every time."""
     draw = torch.Generator().manual_seed(7)
     master = {
