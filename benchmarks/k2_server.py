@@ -11,8 +11,8 @@ on its standard input, each a JSON line (`ServerProcess` speaks that):
 from __future__ import annotations
 
 import argparse
-import hashlib
 import contextlib
+import hashlib
 import json
 import os
 import signal
