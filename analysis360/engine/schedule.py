@@ -149,17 +149,17 @@ def group(
     beside = _beside(order, columns or {})
     for name, shape in order.items():
         names = beside.get(name, (name,))
-        numel, cut = math.prod(shape) * len(names), blocks(name, shape)
-        if numel >= BLOCK // 2:
-            rows = list(zip(*(blocks(n, shape) for n in names), strict=True))
+        numel = math.prod(shape)
+        if numel * len(names) >= BLOCK // 2:
             if name == names[0]:
-                every = [tuple(b for row in rows for b in row)]
-                jobs += every if whole & set(names) else rows
+                rows = list(zip(*(blocks(n, shape) for n in names), strict=True))
+                every = tuple(block for row in rows for block in row)
+                jobs += [every] if whole & set(names) else rows
             continue
         if filled + numel > BLOCK:
             jobs.append(tuple(small))
             small, filled = [], 0
-        small += cut
+        small += blocks(name, shape)
         filled += numel
     return [*jobs, tuple(small)] if small else jobs
 

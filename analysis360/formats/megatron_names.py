@@ -195,7 +195,7 @@ class Local:
 
 def plain(key: str) -> str:
     """Drop what wrappers and containers put before a name."""
-    return key[_WRAPPERS.match(key).end() :]  # type: ignore[union-attr]  # it matches nothing too
+    return _WRAPPERS.sub("", key, count=1)
 
 
 def layer_of(key: str) -> int | None:

@@ -26,7 +26,7 @@ __all__ = ["NotTorch", "TorchFile", "open_torch"]
 PICKLE_LIMIT = 256_000_000  # bytes; 100,000 tensors take about 20 MB
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6 starts with this number
 _FIRST = 1 << 16  # bytes that are tried first for the pickles of an old file
-_WORDS = {"little_endian": True, "protocol_version": 1001}
+_VERSION = 1001  # of the old format; there was no other
 
 
 class NotTorch(FormatError):
@@ -177,8 +177,10 @@ def _open_legacy(reader: HeaderReader, path: str, where: str) -> TorchFile:
             more = min(3 * window, size - window, PICKLE_LIMIT - window)
             head += reader.read(path, window, more)
             window += more
-    if version != _WORDS["protocol_version"] or not isinstance(machine, dict):
-        raise FormatError(f"{where}: version {short(version)} of torch's old format; 1001 is read")
+    if version != _VERSION or not isinstance(machine, dict):
+        raise FormatError(
+            f"{where}: version {short(version)} of torch's old format; {_VERSION} is read"
+        )
     if machine.get("little_endian") is not True:
         raise FormatError(f"{where}: written on a big-endian machine, which isn't read")
     return TorchFile(path, where, root, None, _storages(reader, path, where, root, names, end))
@@ -193,7 +195,8 @@ def _storages(
         other = known.setdefault(storage.key, storage)
         if (other.dtype, other.numel) != (storage.dtype, storage.numel):
             raise FormatError(f"{where}: storage {storage.key!r} is said to be of two sizes")
-    if not isinstance(names, list) or sorted(map(str, names)) != sorted(known):
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not are_names or sorted(names) != sorted(known):
         raise FormatError(f"{where}: its list of storages is not that of its tensors")
     found: dict[str, tuple[int, int]] = {}
     for name in names:

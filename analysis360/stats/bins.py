@@ -60,11 +60,13 @@ def magnitude_bins(tensor: torch.Tensor) -> torch.Tensor:
 def _quantile(counts: Values, q: float) -> float:
     """Interpolate within the bin; not a number if that has no end."""
     total = np.cumsum(counts)
+    if not total[-1] > 0:
+        return float("nan")
     rank = q * total[-1]
     at = int(np.searchsorted(total, rank))
     if at == 0:
         return 0.0  # nothing but zeros, and what is as good as zero
-    if at >= BINS - 1 or not total[-1]:
+    if at == BINS - 1:
         return float("nan")
     low, high = edges()[at : at + 2]
     return float(low + (high - low) * (rank - total[at - 1]) / counts[at])

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import struct
 import zipfile
 
@@ -16,6 +17,7 @@ from analysis360.errors import FormatError, StorageError
 from analysis360.formats import index_checkpoint
 from analysis360.formats.base import HeaderReader
 from analysis360.formats.torch_save import TorchFormat
+from analysis360.formats.unpickle import unpickle_many
 from analysis360.formats.zip import ZipFile
 from analysis360.storage.base import Store
 from analysis360.storage.local import LocalStore
@@ -407,6 +409,18 @@ def test_an_old_file_that_lies(tmp_path):
             assert what is None
             assert {t.name for t in index.tensors} == {"w", "b"}
     assert store.files()
+
+
+def test_an_old_file_whose_storages_are_numbers(tmp_path):
+    store = old(tmp_path, {"w": torch.ones(4)})
+    raw = store.read("m.pt", 0, store.files()["m.pt"])
+    _, start = unpickle_many(raw, 4, "m.pt")
+    (names,), length = unpickle_many(raw[start:], 1, "m.pt")
+    (tmp_path / "m.pt").write_bytes(
+        raw[:start] + pickle.dumps([int(name) for name in names], 2) + raw[start + length :]
+    )
+    with pytest.raises(FormatError, match=r"m\.pt: its list of storages is not that"):
+        index_checkpoint(LocalStore(tmp_path))
 
 
 # Bad files
