@@ -343,8 +343,7 @@ def growth_exponent(
         Against what: :math:`\sum\eta^2` or :math:`\sum\eta` since the ancestor, each with what
         decay has left of it (see Notes); or tokens or steps since then.
     learning_rate : LearningRate, optional
-        ``run.learning_rate``: the clock is then summed step by step, and needs no columns of
-        the schedule. Without it they are used.
+        ``run.learning_rate``: the sums are then taken of it, and not of the frame's columns.
     weight_decay : float
         With `learning_rate`, :math:`\lambda` of these tensors.
     fork_step : int, optional
@@ -369,7 +368,7 @@ def growth_exponent(
     one: a steady pull apart. Both hold exactly for
     :math:`\sum_t(\eta_t\Pi_{t\to T})^2` and :math:`\sum_t\eta_t\Pi_{t\to T}`, since decay shrinks
     what was gained before (derived). Against plain tokens a falling rate and decay make them less:
-    0.41 and 0.91 for K2 from checkpoint 160 to 194.
+    0.41 and 0.91 for K2 from checkpoint 160 to 194. Between two points the rate is taken as steady.
 
     NaN with fewer than 5 points. *It describes one pair*: points along it follow from each other,
     so the interval is too narrow, and it says nothing about other pairs.
@@ -393,13 +392,13 @@ def growth_exponent(
     if missing:
         raise TableError(f"not a frame of branch_divergence: columns {missing} are missing")
     rows = divergence.sort_values("step", kind="stable")
-    summed = _Clock(clock, learning_rate, weight_decay, fork_step)
     found = []
     keys = ["run", *_TENSOR, "state"]
     for key, line in rows.groupby(keys, dropna=False, sort=False):
         distance = line["distance"].to_numpy(dtype=np.float64, na_value=np.nan)
-        found.append(dict(zip(keys, key)) | {"clock": clock} | _slope(summed(line), distance))
-        found[-1]["guide"] = _CLOCKS[clock]
+        x = _clock(line, clock, learning_rate, weight_decay, fork_step)
+        said = {"clock": clock, "guide": _CLOCKS[clock]} | _slope(x, distance)
+        found.append(dict(zip(keys, key)) | said)
     columns = [*keys, "clock", "exponent", "low", "high", "guide", "points", "status"]
     whole = dict.fromkeys(("layer", "expert", "head"), "Int64")
     return pd.DataFrame(found, columns=columns).astype(whole)
@@ -423,59 +422,39 @@ def _slope(x: Values, distance: Values) -> dict[str, float | int | str]:
     }  # fmt: skip
 
 
-class _Clock:
+def _clock(
+    line: pd.DataFrame,
+    kind: str,
+    rate: LearningRate | None,
+    weight_decay: float,
+    fork_step: int | None,
+) -> Values:
     """What a distance is held against, at each point of one line."""
+    step = line["step"].to_numpy(dtype=np.float64, na_value=np.nan)
+    start = line["ancestor_step"].to_numpy(dtype=np.float64, na_value=np.nan)
+    begin = start if fork_step is None else np.full(len(line), float(fork_step))
+    if kind == "steps":
+        since: Values = step - begin
+        return since
+    power = 2 if kind == "diffusive" else 1
+    if rate is not None and kind != "tokens":
+        sums = [_since(rate, *at, weight_decay) for at in zip(begin, step)]
+        total, decay = (np.array([s[i] for s in sums]) for i in (power - 1, 2))
+        return _decayed(total, decay, power)
+    if fork_step is not None and not np.all((begin == start) | np.isnan(start)):
+        return np.full(len(line), np.nan)  # the columns count from the ancestor
+    if kind == "tokens":
+        return line["tokens_since"].to_numpy(dtype=np.float64, na_value=np.nan)
+    total, decay = (line[c].to_numpy(dtype=np.float64) for c in (_SCHEDULE[power - 1], "decay"))
+    return _decayed(total, decay, power)
 
-    def __init__(
-        self, kind: str, rate: LearningRate | None, decay: float, fork_step: int | None
-    ) -> None:
-        self.kind, self.rate, self.decay, self.fork = kind, rate, decay, fork_step
-        self._kept: tuple[int, Values] | None = None
 
-    def __call__(self, line: pd.DataFrame) -> Values:
-        step = line["step"].to_numpy(dtype=np.float64, na_value=np.nan)
-        start = line["ancestor_step"].to_numpy(dtype=np.float64, na_value=np.nan)
-        begin = start if self.fork is None else np.full(len(line), float(self.fork))
-        if self.kind == "steps":
-            since: Values = step - begin
-            return since
-        if self.rate is not None and self.kind != "tokens":
-            return self._stepwise(step, begin)
-        if self.fork is not None and not np.all((begin == start) | np.isnan(start)):
-            return np.full(len(line), np.nan)  # the columns count from the ancestor
-        if self.kind == "tokens":
-            return line["tokens_since"].to_numpy(dtype=np.float64, na_value=np.nan)
-        column = "lr_sq_sum" if self.kind == "diffusive" else "lr_sum"
-        total, decay = (line[c].to_numpy(dtype=np.float64) for c in (column, "decay"))
-        return _decayed(total, decay, 2 if self.kind == "diffusive" else 1)
-
-    def _stepwise(self, step: Values, begin: Values) -> Values:
-        """Sum over every step, as the optimizer took them."""
-        known = np.isfinite(step) & np.isfinite(begin)
-        out = np.full(len(step), np.nan)
-        if not known.any():
-            return out
-        first, last = int(begin[known].min()), int(step[known].max())
-        if len(np.unique(begin[known])) > 1 or last <= first:
-            return out
-        summed = self._sums(first, last)
-        inside = known & (step >= first)
-        out[inside] = summed[(step[inside] - first).astype(np.intp)]
-        return out
-
-    def _sums(self, first: int, last: int) -> Values:
-        """Clock after each step from `first` to `last`."""
-        if self._kept is not None and self._kept[0] == first and len(self._kept[1]) > last - first:
-            return self._kept[1]
-        assert self.rate is not None
-        power = 2 if self.kind == "diffusive" else 1
-        sums = np.zeros(last - first + 1)
-        for at in range(first + 1, last + 1):
-            rate = self.rate.at(at)
-            left = (1 - rate * self.decay) ** power
-            sums[at - first] = sums[at - first - 1] * left + rate**power
-        self._kept = (first, sums)
-        return sums
+def _since(
+    rate: LearningRate, begin: float, step: float, weight_decay: float
+) -> tuple[float, float, float]:
+    if not (np.isfinite(begin) and step >= begin):
+        return np.nan, np.nan, np.nan
+    return rate.between(int(begin), int(step), weight_decay)
 
 
 def _decayed(total: Values, decay: Values, power: int) -> Values:

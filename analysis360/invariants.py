@@ -86,7 +86,7 @@ def check_invariants(table: pd.DataFrame, clip: float | None = None) -> pd.DataF
     ['FAIL', 'b']
     >>> found.loc["second moment within clip", "result"]
     'PASS'
-    >>> found.loc["finite", "result"]
+    >>> found.loc["one optimizer step", "result"]
     'not measured'
     """
     table = check_table(table)

@@ -124,11 +124,11 @@ def _ranked(values: Values, top: int, text: Callable[[int], str]) -> pd.DataFram
     chosen = values[order]
     total = values.sum() if (values >= 0).all() else np.nan  # of a NaN too
     with np.errstate(invalid="ignore", divide="ignore"):
-        log, middle, spread = np.log(chosen), np.nan, np.nan
+        middle, median, spread = np.nan, np.nan, np.nan
         if len(positive):
-            middle = float(np.median(np.log(positive)))
+            middle, median = float(np.median(np.log(positive))), float(np.median(positive))
             spread = 1.4826 * float(np.median(np.abs(np.log(positive) - middle)))
-        above = np.where(chosen > 0, log - middle, np.nan)
+        above = np.where(chosen > 0, np.log(chosen) - middle, np.nan)
         return pd.DataFrame(
             {
                 "rank": np.arange(1, len(order) + 1),
@@ -136,7 +136,7 @@ def _ranked(values: Values, top: int, text: Callable[[int], str]) -> pd.DataFram
                 "text": [text(int(token)) for token in order],
                 "value": chosen,
                 "share": chosen / total if total > 0 else np.full(len(order), np.nan),
-                "over_median": np.exp(above),
+                "over_median": np.where(chosen > 0, chosen / median, np.nan),
                 "z": above / spread if spread > 0 else np.full(len(order), np.nan),
             }
         )

@@ -133,7 +133,44 @@ SPECTRA = {}
 
 # --- Rows, columns, vocabularies ------------------------------------------------------------------
 
-ROWS = {}
+
+def row_norms(c):
+    return np.linalg.norm(c.w, axis=1)
+
+
+def row_second_moments(c):
+    return (c.v / (1 - c.beta2**c.step)).sum(1)
+
+
+def unseen(rows):
+    """Fraction of rows of which less is left than of the median one after ten times its memory."""
+    positive = sorted(x for x in rows if x > 0)
+    if not positive:
+        return 1.0
+    half = len(positive) // 2
+    median = positive[half] if len(positive) % 2 else (positive[half - 1] + positive[half]) / 2
+    return sum(x < median / np.exp(10) for x in rows) / len(rows)
+
+
+ROWS = {
+    "row_norm_min": lambda c: row_norms(c).min(),
+    "row_norm_p1": lambda c: np.percentile(row_norms(c), 1),
+    "row_norm_median": lambda c: np.percentile(row_norms(c), 50),
+    "row_norm_p99": lambda c: np.percentile(row_norms(c), 99),
+    "row_norm_max": lambda c: row_norms(c).max(),
+    "mean_row_norm": lambda c: np.linalg.norm(c.w.mean(0)),
+    "centred_row_norm": lambda c: np.sqrt(((c.w - c.w.mean(0)) ** 2).sum(1).mean()),
+    "mean_row_share": lambda c: np.linalg.norm(c.w.mean(0)) ** 2 / (row_norms(c) ** 2).mean(),
+    "v_row_top_share": lambda c: row_second_moments(c).max() / row_second_moments(c).sum(),
+    "v_row_unseen": lambda c: unseen(row_second_moments(c)),
+    # of pairs, for the geometry of branches
+    "projection": lambda c: ((c.w - c.r) * c.r).sum() / (c.r**2).sum(),
+    "reference_norm": lambda c: np.linalg.norm(c.r),
+    "decay_between": lambda c: c.decay,
+    "lr_between": lambda c: c.lr_sum,
+    "lr_sq_between": lambda c: c.lr_sq_sum,
+    "optimizer_step": lambda c: c.step,
+}
 
 # --------------------------------------------------------------------------------------------------
 

@@ -52,12 +52,16 @@ def test_where_it_is_not_defined():
     assert got["status"] == "too few layers: 2, needs 3"
     assert np.isnan([got["slope"], got["log2_slope"], got["gini"]]).all()
     got = depth_profile(table([-1.0, 0.0, 1.0]), "rms").iloc[0]
-    assert got["slope"] == pytest.approx(2) and np.isnan(got["log2_slope"]) and np.isnan(got["gini"])
+    assert (
+        got["slope"] == pytest.approx(2) and np.isnan(got["log2_slope"]) and np.isnan(got["gini"])
+    )
     assert got["status"] == "measured"
 
 
 def test_one_profile_for_each_checkpoint_and_module():
-    frames = [table([1.0, 2, 3], m, number=n, step=n * 10) for m in ("attn.q", "mlp.up") for n in (1, 2)]
+    frames = [
+        table([1.0, 2, 3], m, number=n, step=n * 10) for m in ("attn.q", "mlp.up") for n in (1, 2)
+    ]
     got = depth_profile(pd.concat(frames), "rms")
     assert len(got) == 4 and set(got["module"]) == {"attn.q", "mlp.up"}
     assert got["number"].dtype == "Int64" and got["slope"].tolist() == pytest.approx([2] * 4)
