@@ -10,7 +10,17 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, bins, change, moments, spectrum
+from analysis360.stats import (
+    adam,
+    bins,
+    change,
+    directions,
+    moments,
+    preconditioner,
+    snr,
+    spectrum,
+    updates,
+)
 from analysis360.stats.base import (
     SCALARS,
     STORED,
@@ -38,6 +48,11 @@ __all__ = [
     "spectrum", "state", "states", "statistic", "statistics", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})
+_OPT_IN = {
+    *adam.OPT_IN, *bins.__all__, *directions.__all__, *preconditioner.__all__, *snr.__all__,
+    *spectrum.__all__, *updates.__all__,
+}  # fmt: skip
+
+DEFAULT = tuple(name for name in statistics if name not in _OPT_IN)
 """What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
 opt-in."""
