@@ -22,6 +22,8 @@ from analysis360.stats import (
     updates,
 )
 from analysis360.stats.base import (
+    BETWEEN,
+    REFERENCES,
     SCALARS,
     STORED,
     Accumulator,
@@ -32,6 +34,7 @@ from analysis360.stats.base import (
     accumulators,
     field_owner,
     gather,
+    is_vector,
     merge,
     state,
     states,
@@ -43,9 +46,10 @@ from analysis360.stats.base import (
 )  # fmt: skip
 
 __all__ = [
-    "DEFAULT", "SCALARS", "STORED", "Accumulator", "State", "Statistic", "Whole", "accumulator",
-    "accumulators", "adam", "bins", "change", "field_owner", "gather", "merge", "moments",
-    "spectrum", "state", "states", "statistic", "statistics", "vector", "whole", "wholes",
+    "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
+    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
+    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
+    "vector", "whole", "wholes",
 ]  # fmt: skip
 
 _OPT_IN = {
