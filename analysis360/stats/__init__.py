@@ -10,7 +10,17 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, bins, change, checks, geometry, moments, rows, spectrum
+from analysis360.stats import (
+    adam,
+    bins,
+    change,
+    directions,
+    moments,
+    preconditioner,
+    snr,
+    spectrum,
+    updates,
+)
 from analysis360.stats.base import (
     BETWEEN,
     REFERENCES,
@@ -36,14 +46,17 @@ from analysis360.stats.base import (
 )  # fmt: skip
 
 __all__ = [
-    "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State",
-    "Statistic", "Whole", "accumulator", "accumulators", "adam", "bins", "change", "checks",
-    "field_owner", "gather", "geometry", "is_vector", "merge", "moments", "rows", "spectrum",
-    "state", "states", "statistic", "statistics", "vector", "whole", "wholes",
+    "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
+    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
+    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
+    "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(
-    name for name in statistics if name not in {*spectrum.__all__, *bins.__all__, *rows.__all__}
-)
-"""What is measured when nothing is asked for: all sums of one pass. Spectra, histograms and what
-is taken of rows are opt-in."""
+_OPT_IN = {
+    *adam.OPT_IN, *bins.__all__, *directions.__all__, *preconditioner.__all__, *snr.__all__,
+    *spectrum.__all__, *updates.__all__,
+}  # fmt: skip
+
+DEFAULT = tuple(name for name in statistics if name not in _OPT_IN)
+"""What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
+opt-in."""
