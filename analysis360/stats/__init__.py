@@ -10,7 +10,7 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, bins, change, moments, spectrum
+from analysis360.stats import adam, bins, change, gains, moments, rounding, spectrum, tails
 from analysis360.stats.base import (
     BETWEEN,
     REFERENCES,
@@ -37,11 +37,16 @@ from analysis360.stats.base import (
 
 __all__ = [
     "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
-    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
-    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
-    "vector", "whole", "wholes",
+    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gains",
+    "gather", "is_vector", "merge", "moments", "rounding", "spectrum", "state", "states",
+    "statistic", "statistics", "tails", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})
+_OPT_IN = (spectrum, bins, tails, gains, rounding)
+
+DEFAULT = tuple(
+    name for name in statistics
+    if name not in {"sign_flips", *(n for module in _OPT_IN for n in module.__all__)}
+)  # fmt: skip
 """What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
 opt-in."""
