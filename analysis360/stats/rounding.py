@@ -80,7 +80,7 @@ def _any_of(bits: torch.Tensor, work: torch.Tensor) -> torch.Tensor:
 
 
 @statistic(
-    degree=0, invariant=("sign", "permutation", "transpose"), low=0,
+    invariant=("sign", "permutation", "transpose"), low=0,
     code="S2", source="derived", figure="plot_layers",
     null="0.166 % for Gaussian weights in bfloat16 (simulated), 0.021 % in float16; gains near 1 "
     "0.11 to 0.21 %",
@@ -100,7 +100,7 @@ def rounding_error(ulp_sq: float, square_sum: float) -> float:
 
 
 @statistic(
-    degree=0, invariant=("sign", "permutation", "transpose"), low=0,
+    invariant=("sign", "permutation", "transpose"), low=0,
     code="S2", source="derived", figure="plot_layers",
     null="0.235 % for Gaussian weights in bfloat16 (simulated), 0.029 % in float16, 4e-8 in "
     "float32; gains near 1 in bfloat16 0.16 to 0.3 %",
