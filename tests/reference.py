@@ -117,11 +117,84 @@ ADAM = {
 
 # --- Norms, tails and gains of one tensor -------------------------------------------------------
 
-WEIGHTS = {}
+
+def digits_of(w):
+    """Significant bits of the narrowest of four formats that holds all values."""
+    for digits in (8, 11, 24):
+        scaled = np.ldexp(np.frexp(w)[0], digits)
+        if np.all(scaled == np.rint(scaled)):
+            return digits
+    return 53
+
+
+def steps_of(w):
+    """Distance of each value to its neighbour, in the format of `digits_of`."""
+    digits = digits_of(w)
+    octave = np.where(w == 0, -np.inf, np.floor(np.log2(np.abs(np.where(w == 0, 1, w)))))
+    return 2.0 ** (np.maximum(octave, -14 if digits == 11 else -126) + 1 - digits)
+
+
+def largest_over_median(norms):
+    return norms.max() / np.median(norms) if np.median(norms) > 0 else np.nan
+
+
+def subnormal(w, dtype):
+    smallest = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-14}
+    return ((np.abs(w) < smallest[dtype]) & (w != 0)).mean() if dtype in smallest else np.nan
+
+
+WEIGHTS = {
+    "max_over_rms": lambda c: np.abs(c.w).max() / np.sqrt((c.w**2).mean()),
+    "skewness": lambda c: (
+        ((c.w - c.w.mean()) ** 3).mean() / c.w.std() ** 3 if np.ptp(c.w) > 0 else np.nan
+    ),
+    "l1_norm": lambda c: np.abs(c.w).sum(),
+    "subnormal_fraction": lambda c: subnormal(c.w, c.dtype),
+    "channel_max_row": lambda c: largest_over_median(np.linalg.norm(c.w, axis=1)),
+    "channel_max_column": lambda c: largest_over_median(np.linalg.norm(c.w, axis=0)),
+    "gain_min": lambda c: c.w.min(),
+    "gain_median": lambda c: np.median(c.w),
+    "gain_max": lambda c: c.w.max(),
+    "gain_negative": lambda c: (c.w < 0).mean(),
+    "rms_to_equilibrium": lambda c: np.sqrt((c.w**2).mean()) / np.sqrt(c.lr / (2 * c.weight_decay)),
+    "rounding_error": lambda c: np.sqrt((steps_of(c.w) ** 2 / 12).sum()) / np.linalg.norm(c.w),
+}
+
 
 # --- Change between two checkpoints ---------------------------------------------------------------
 
-CHANGES = {}
+
+def way(c):
+    """Displacement without what weight decay did."""
+    return c.w - c.decay * c.r
+
+
+def between_angle(c):
+    a, b = unit(c.w), unit(c.r)
+    return 2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
+
+
+def noise_left(c):
+    """Σ η² Π²: of a rate that runs straight in Ση to its last value, by the midpoint rule."""
+    x = (np.arange(200_000) + 0.5) / 200_000  # 0 at the end, 1 at the beginning
+    rate = c.lr + 2 * (c.lr_sq_sum / c.lr_sum - c.lr) * x
+    return c.lr_sum * (rate * c.decay ** (2 * x)).mean()
+
+
+CHANGES = {
+    "displacement_rms": lambda c: np.sqrt(((c.w - c.r) ** 2).mean()),
+    "coherence": lambda c: np.sqrt((way(c) ** 2).mean()) / c.lr_sum,
+    "coherence_ratio": lambda c: (
+        np.sqrt((way(c) ** 2).mean()) / c.lr_sum * np.sqrt(c.lr_sum**2 / c.lr_sq_sum)
+    ),
+    "diffusion": lambda c: ((c.w**2).mean() - (c.decay**2 * c.r**2).mean()) / noise_left(c),
+    "angle_to_equilibrium": lambda c: between_angle(c) / np.arccos(c.decay),
+    "sign_flips": lambda c: (np.sign(c.w) != np.sign(c.r))[(c.w != 0) & (c.r != 0)].mean(),
+    "rounding_floor": lambda c: (
+        np.sqrt((steps_of(c.w) ** 2 / 12).sum() + (steps_of(c.r) ** 2 / 12).sum())
+        / np.linalg.norm(c.r)
+    ),
+}
 
 # --- Adam's moments -------------------------------------------------------------------------------
 
