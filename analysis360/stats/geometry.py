@@ -49,7 +49,8 @@ def reference_norm(reference_sq: float) -> float:
 def decay_between(decay: float, diff_sq: float) -> float:
     r"""What weight decay alone would have left, :math:`\Pi=\prod_t(1-\eta_t\lambda)`.
 
-    Over the steps since the reference. NaN where the schedule or the decay is not known, or differs within a row of several tensors.
+    Over the steps since the reference. NaN where the schedule or the decay is not known, or differs
+    within a row of several tensors.
     """
     return decay
 
