@@ -371,6 +371,9 @@ def growth_exponent(
     tokens a falling rate and decay make both less: 0.41 and 0.91 by least squares, for K2 from
     checkpoint 160 to 194.
 
+    Adam's momentum delays a walk by some 1/(1 − β1) steps, which the branches share at first: with
+    checkpoints that close to the fork, slopes are above ½ (simulated).
+
     NaN with fewer than 5 points. *It describes one pair*: points along it follow from each other,
     so the interval is too narrow, and it says nothing about other pairs.
 

@@ -31,7 +31,8 @@ class Branch:
              "weight_decay": 0.1 if decayed else 0.0}
             for decayed in (True, False)
         ]  # fmt: skip
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        # its memory is short beside the steps between checkpoints, as it is in large runs
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.5, 0.95))
 
     def train(self, first, last, rate):
         for step in range(first + 1, last + 1):
@@ -165,9 +166,10 @@ def test_adamw_on_noise_walks(trained):
     assert last["relative_undecayed"] == pytest.approx(2**0.5, rel=0.05)
     grown = a360.growth_exponent(every).iloc[0]
     assert grown["points"] == LAST - FORK
-    assert grown["exponent"] == pytest.approx(0.5, abs=0.02)
+    assert grown["exponent"] == pytest.approx(0.5, abs=0.03)
     fork = FORK * EACH
     given = functools.partial(a360.growth_exponent, every, weight_decay=0.1, fork_step=fork)
     by_run = given(learning_rate=run.learning_rate).iloc[0]
-    assert by_run["exponent"] == pytest.approx(grown["exponent"], abs=5e-3)
+    # the run's decay is that of matrices; the frame's is a mean, with the few gains
+    assert by_run["exponent"] == pytest.approx(grown["exponent"], abs=0.02)
     assert a360.growth_exponent(every, "tokens")["exponent"].item() < grown["exponent"] - 0.05

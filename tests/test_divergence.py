@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -318,6 +320,7 @@ def test_slopes_of_walks_and_of_a_steady_pull():
         assert got["status"] == "descriptive: one pair of branches is one sample"
 
 
+@functools.cache
 def expected(first=160, last=194, decay=0.1, every=2):
     """Distances to be expected on K2's own schedule, and the sums, at every second checkpoint."""
     rows, diffusive, ballistic, left = [], 0.0, 0.0, 1.0
