@@ -198,7 +198,163 @@ CHANGES = {
 
 # --- Adam's moments -------------------------------------------------------------------------------
 
-MOMENTS = {}
+
+def hats(c):
+    return corrected(c.m, c.v, c.step, c.beta1, c.beta2)
+
+
+def v_hats(c):
+    """Both second moments, each corrected by its own step."""
+    return c.v / (1 - c.beta2**c.step), c.rv / (1 - c.beta2**c.ref_step)
+
+
+def u_of(c):
+    return adam_update(c.m, c.v, c.step, c.beta1, c.beta2, c.eps)
+
+
+def rho(c):
+    return (hats(c)[0] ** 2).sum() / hats(c)[1].sum()
+
+
+def c_t(c):
+    """Sum of the squared weights that a first moment gives to its gradients."""
+    weights = (1 - c.beta1) * c.beta1 ** np.arange(int(min(c.step, 5000)))
+    return (weights**2).sum() / (1 - c.beta1**c.step) ** 2
+
+
+def snr(c):
+    return (rho(c) - c_t(c)) / (1 - rho(c)) if c_t(c) < rho(c) < 1 else np.nan
+
+
+def snr_error(c):
+    """Root of the summed squares of what the ratio leaves."""
+    (m, v), ratio = hats(c), rho(c)
+    return np.sqrt(((m**2 - ratio * v) ** 2).sum()) / v.sum()
+
+
+def scale_error(c):
+    """By the slope of the noise scale, taken numerically."""
+    if np.isnan(snr(c)):
+        return np.nan
+    scale = [(1 - r) / (r - c_t(c)) for r in rho(c) + 1e-7 * np.array([-1, 1])]
+    return abs(scale[1] - scale[0]) / 2e-7 * snr_error(c)
+
+
+def mean_snr(c):
+    m, v = hats(c)
+    return (m[v > 0] ** 2 / v[v > 0]).mean() if (v > 0).any() else np.nan
+
+
+def applied(c):
+    return u_of(c) + c.weight_decay * c.w
+
+
+def growth(c):
+    after = c.w - c.lr * applied(c)
+    return (after**2 - c.w**2).sum() / (c.w**2).sum()
+
+
+def shifts(c):
+    """Decades by which v̂ moved, where both are positive."""
+    v, rv = v_hats(c)
+    both = (v > 0) & (rv > 0)
+    return np.log10(v[both]) - np.log10(rv[both])
+
+
+def shift_quantile(c, q):
+    """In bins of 1/64 decade about the multiples of it, linear within a bin."""
+    d = np.sort(shifts(c))
+    if not len(d):
+        return np.nan
+    bins = np.floor(d * 64 + 0.5).astype(int)
+    rank, below = q * len(d), 0
+    for place in np.unique(bins):
+        count = (bins == place).sum()
+        if below + count >= rank:
+            inside = -512 <= place <= 512
+            return (place - 0.5 + (rank - below) / count) / 64 if inside else np.nan
+        below += count
+    raise AssertionError
+
+
+def rate_exceeded_by(c, share):
+    return c.lr / (binned_quantile(np.sqrt(v_hats(c)[0]), share) + c.eps)
+
+
+def anisotropy(c):
+    low, high = (binned_quantile(np.sqrt(v_hats(c)[0]), q) for q in (0.01, 0.99))
+    return np.log10(high / low) if low > 0 else np.nan
+
+
+def spread(x):
+    return x.std() if x.size else np.nan
+
+
+def worst_channel(c, axis):
+    sums = v_hats(c)[0].sum(axis)
+    return sums.max() / np.median(sums) if np.median(sums) > 0 else np.nan
+
+
+def against(c, x):
+    """Cosine of x with where the weights came from, less what decay did."""
+    return (unit(c.decay * c.r - c.w) * unit(x)).sum()
+
+
+def signs_agree(c):
+    both = (c.m != 0) & (c.rm != 0)
+    return (np.sign(c.m) == np.sign(c.rm))[both].mean() if both.any() else np.nan
+
+
+MOMENTS = {
+    "momentum_norm": lambda c: np.linalg.norm(hats(c)[0]),
+    "gradient_snr": snr,
+    "noise_scale": lambda c: 1 / snr(c),
+    "grad_norm_over_clip": lambda c: np.sqrt(hats(c)[1].sum()) / c.clip,
+    "momentum_over_clip": lambda c: np.linalg.norm(hats(c)[0]) / c.clip,
+    "eps_ratio": lambda c: np.sqrt(np.mean(hats(c)[1])) / c.eps,
+    "v_negative": lambda c: float((c.v < 0).sum()),
+    "moment_nonfinite": lambda c: float((~np.isfinite(c.m)).sum() + (~np.isfinite(c.v)).sum()),
+    "adam_snr_mean": mean_snr,
+    "adam_snr_se": snr_error,
+    "noise_scale_se": scale_error,
+    "update_mean_abs": lambda c: np.abs(u_of(c)).mean(),
+    "update_large_fraction": lambda c: (np.abs(u_of(c)) > 0.5).mean(),
+    "update_kurtosis": lambda c: (u_of(c) ** 4).mean() / (u_of(c) ** 2).mean() ** 2,
+    "update_p50": lambda c: binned_quantile(u_of(c), 0.5),
+    "update_p90": lambda c: binned_quantile(u_of(c), 0.9),
+    "update_p99": lambda c: binned_quantile(u_of(c), 0.99),
+    "update_p999": lambda c: binned_quantile(u_of(c), 0.999),
+    "update_to_weight": lambda c: c.lr * np.linalg.norm(u_of(c)) / np.linalg.norm(c.w),
+    "update_ratio_applied": lambda c: c.lr * np.linalg.norm(applied(c)) / np.linalg.norm(c.w),
+    "decay_balance": lambda c: c.weight_decay * np.linalg.norm(c.w) / np.linalg.norm(u_of(c)),
+    "update_weight_cosine": lambda c: (unit(u_of(c)) * unit(c.w)).sum(),
+    "norm_growth": growth,
+    "update_direction_cosine": lambda c: against(c, u_of(c)),
+    "momentum_direction_cosine": lambda c: against(c, c.m),
+    "momentum_cosine": lambda c: (unit(c.m) * unit(c.rm)).sum(),
+    "momentum_sign_agreement": signs_agree,
+    "v_shift_median": lambda c: shift_quantile(c, 0.5),
+    "v_shift_p1": lambda c: shift_quantile(c, 0.01),
+    "v_shift_p10": lambda c: shift_quantile(c, 0.1),
+    "v_shift_p90": lambda c: shift_quantile(c, 0.9),
+    "v_shift_p99": lambda c: shift_quantile(c, 0.99),
+    "v_shift_std": lambda c: spread(shifts(c)),
+    "v_shift_down": lambda c: (shifts(c) < -1).mean(),
+    "v_shift_up": lambda c: (shifts(c) > 1).mean(),
+    "v_shift_masked": lambda c: 1 - shifts(c).size / c.v.size,
+    "effective_lr_p1": lambda c: rate_exceeded_by(c, 0.99),
+    "effective_lr_p50": lambda c: rate_exceeded_by(c, 0.5),
+    "effective_lr_p99": lambda c: rate_exceeded_by(c, 0.01),
+    "effective_lr_p999": lambda c: rate_exceeded_by(c, 0.001),
+    "effective_lr_max": lambda c: (c.lr / (np.sqrt(hats(c)[1]) + c.eps)).max(),
+    "v_anisotropy": anisotropy,
+    "v_participation": lambda c: c.v.sum() ** 2 / (c.v.size * (c.v**2).sum()),
+    "log_v_std": lambda c: spread(np.log(v_hats(c)[0][c.v > 0])),
+    "v_zero_fraction": lambda c: (c.v <= 0).mean(),
+    "v_row_anisotropy": lambda c: worst_channel(c, 1),
+    "v_column_anisotropy": lambda c: worst_channel(c, 0),
+}
+
 
 # --- Spectra --------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ def adam_snr_mean(snr_total: float, snr_count: float) -> float:
 @statistic(
     degree=0, invariant=("sign", "permutation", "transpose"), low=0,
     code="S4", source="ratio estimator, Cochran 1977, section 6.4; derived for this ratio",
-    null="falls as 1/√n: 0.066/√n for steady independent Gaussian gradients of one size at "
+    null="falls as 1/√n: 0.072/√n for steady independent Gaussian gradients of one size at "
     "β = (0.9, 0.95), simulated",
     undefined="fewer than two coordinates; second moments all zero; step or betas not known",
 )  # fmt: skip
