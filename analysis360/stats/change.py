@@ -178,8 +178,8 @@ def angle(diff_sq: float, cross: float, tensor_sq: float, reference_sq: float) -
     code="T1", source="derived; per step Kosson et al. 2024 (arXiv:2305.17212), Table 1",
     figure="plot_layers",
     null="1 in balance, over many more steps than momentum remembers (closed form)",
-    undefined="for parameters that are not decayed, where the schedule is not known, and where no "
-    "step lies between",
+    undefined="for parameters that are not decayed, where the schedule is not known, where no step "
+    "lies between, and for layers that hold decayed and undecayed tensors",
 )  # fmt: skip
 def angle_to_equilibrium(
     diff_sq: float, cross: float, tensor_sq: float, reference_sq: float, decay: float
@@ -262,20 +262,22 @@ def _undecayed_sq(diff_sq: float, cross: float, reference_sq: float, decay: floa
     null="1/√T_eff for independent gradients: 0.0326 over 941 steps of constant rate (closed form; "
     "simulated 0.0320 at Adam's betas (0.9, 0.95)); a drift of 0.05, 0.2, 1 of the noise's spread "
     "gives 0.059, 0.196, 0.70 there (simulated); at most 1.165 (closed form)",
-    undefined="where the schedule or the decay is not known, or no step lies between",
+    undefined="where the schedule or the decay is not known, where no step lies between, and for "
+    "layers that hold decayed and undecayed tensors",
 )  # fmt: skip
 def coherence(
     diff_sq: float, cross: float, reference_sq: float, numel: float, decay: float, lr_sum: float
 ) -> float:
-    r"""How straight the way was, :math:`\kappa=\mathrm{RMS}(\theta-\Pi\theta_{ref})/\sum_t\eta_t`.
+    r"""How straight the way was: the mean of Adam's updates, near 1 if they all agree.
 
-    The mean of Adam's updates: near 1 if they all agree, small if they cancel. Neither size, layer
-    nor learning rate enter, so it can be compared across all of them; but the number of steps does,
-    so for other gaps read `coherence_ratio`. Rounding of stored weights adds to it: where the
-    displacement is not well above `rounding_floor`, it is that which is seen.
+    :math:`\kappa=\mathrm{RMS}(\theta-\Pi\theta_{ref})/\sum_t\eta_t`, small if they cancel. Neither
+    size, layer nor learning rate enter, so it can be compared across all of them; but the number of
+    steps does: for other gaps read `coherence_ratio`. Rounding of stored weights adds to it; where
+    the displacement is not well above `rounding_floor`, it is that which is seen.
 
     NaN without a learning-rate schedule, where the weight decay is not known, and where no step
-    lies between (the other branch at the same step).
+    lies between (the other branch at the same step). For a layer too, if it holds decayed matrices
+    and undecayed gains; for its modules it is not.
     """
     if not lr_sum > 0:
         return float("nan")
@@ -292,9 +294,9 @@ def coherence(
 def coherence_ratio(
     diff_sq: float, cross: float, reference_sq: float, numel: float, decay: float, lr_sq_sum: float
 ) -> float:
-    r"""Coherence over that of a random walk, :math:`\kappa\sqrt{T_{eff}}`.
+    r"""Coherence over that of a random walk of the same steps.
 
-    :math:`T_{eff}=(\sum\eta_t)^2/\sum\eta_t^2`, so it is
+    :math:`\kappa\sqrt{T_{eff}}` with :math:`T_{eff}=(\sum\eta_t)^2/\sum\eta_t^2`, so it is
     :math:`\mathrm{RMS}(\theta-\Pi\theta_{ref})/\sqrt{\sum\eta_t^2}`. A random walk reads the same
     over any gap, a drift grows by the root of the steps.
 
@@ -316,7 +318,7 @@ def coherence_ratio(
     code="T1", source="derived", figure="plot_layers",
     null="1 for independent gradients of steady size (closed form); 0.685 for all of K2 up to "
     "checkpoint 123, and 0.75 from there to 279 (from published norms)",
-    undefined="where the schedule or the decay is not known, or no step lies between",
+    undefined="as coherence",
 )  # fmt: skip
 def diffusion(
     cross: float, reference_sq: float, numel: float, decay: float, lr_sum: float, lr_sq_sum: float,

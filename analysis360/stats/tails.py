@@ -78,7 +78,7 @@ def l1_norm(abs_sum: float) -> float:
     code="S1", source="IEEE 754, section 3.4", figure="plot_layers",
     null="erf(2⁻¹⁴/(σ√2)) for a Gaussian in float16: 0.24 % at σ = 0.02 (closed form); 0 in "
     "float32 and bfloat16",
-    undefined="where the dtype is not float32, bfloat16 or float16",
+    undefined="where the dtype is not float32, bfloat16 or float16, and for layers of several",
 )  # fmt: skip
 def subnormal_fraction(
     below_2_14: float, below_2_126: float, tail_count: float, dtype: str

@@ -31,6 +31,16 @@ def test_steps_are_those_of_the_format(dtype, length):
         assert largest**2 <= got <= length * largest**2
 
 
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 8, 15])
+@pytest.mark.parametrize(("digit", "significant"), [(-7, 8), (-8, 11), (-11, 24), (-24, 53)])
+def test_a_single_element_tells_the_format(length, digit, significant):
+    """Wherever it stands."""
+    for place in range(length):
+        x = torch.ones(length, dtype=torch.float64)
+        x[place] += 2.0**digit
+        assert ULP.function(x).item() == length * 4.0 ** (1 - significant)
+
+
 def test_bfloat16_exported_wider_has_gained_nothing():
     """As K2's weights, which are float16 on the Hub."""
     x = (0.02 * torch.randn(50_000, generator=generator())).to(torch.bfloat16)
