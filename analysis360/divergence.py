@@ -7,6 +7,7 @@ branch from the ancestor, and of one branch from the other. Three sides give a t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -231,7 +232,9 @@ def _squares(wide: pd.DataFrame, *, decayed: bool) -> pd.DataFrame:
     lost, lost_to = 1 - wide["one_decay"], 1 - wide["other_decay"]
     if not decayed:
         lost, lost_to = lost * np.nan, lost_to * np.nan
-    p, p_to, apart = wide["one_projection"], wide["other_projection"], lost - lost_to
+    # nothing is lost of a tensor that began at zero, and nothing lies along it
+    p, p_to = (wide[f"{b}_projection"].where(start != 0, 0.0) for b in ("one", "other"))
+    apart = lost - lost_to
     wide["gap"], wide["one"], wide["other"] = gap**2, one**2, other**2
     wide["norm"] = wide["other_alone_own"].fillna(wide["one_partner_norm"].where(partner)) ** 2
     wide["one_free"] = (one**2 + lost * start * (2 * p + lost)).clip(lower=0)
@@ -453,6 +456,7 @@ def _clock(
     return _decayed(total, decay, power)
 
 
+@lru_cache(maxsize=4096)  # tensors of one checkpoint share it
 def _since(
     rate: LearningRate, begin: float, step: float, weight_decay: float
 ) -> tuple[float, float, float]:

@@ -30,7 +30,8 @@ def pair_row(branch, step, name, against, a, b, **values):
     d = a - b
     return row(
         branch, step, name, against, displacement=np.linalg.norm(d),
-        reference_norm=np.linalg.norm(b), projection=(d @ b) / (b @ b), **values,
+        reference_norm=np.linalg.norm(b), projection=(d @ b) / (b @ b) if b.any() else np.nan,
+        **values,
     )  # fmt: skip
 
 
@@ -309,6 +310,26 @@ def test_decay_alone_looks_like_agreement():
     got = branch_divergence(table, "s", "n").iloc[0]
     assert got["cosine"] > 0.8 and abs(got["cosine_undecayed"]) < 0.06
     assert got["relative"] < 0.6 and got["relative_undecayed"] == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_a_path_that_was_shared_raises_the_cosine():
+    """By its part of the whole path: an ancestor that lies before the fork."""
+    both, s, n = vectors(1, 3.0, 20_000), vectors(2, 4.0, 20_000), vectors(3, 4.0, 20_000)
+    start = vectors(0, size=20_000)
+    table = measured({"w0": start}, {20: {"w0": (start + both + s, start + both + n)}})
+    got = branch_divergence(table, "s", "n").iloc[0]
+    assert got["cosine"] == pytest.approx(3**2 / (3**2 + 4**2), abs=0.02)
+    assert got["relative"] == pytest.approx(2**0.5 * 4 / 5, rel=0.02)
+
+
+def test_tensors_that_began_at_zero():
+    """As biases do: there is nothing to lie along, and nothing that decay could take."""
+    start, s, n = np.zeros(500), vectors(1), vectors(2)
+    table = measured({"w0": start}, {20: {"w0": (s, n)}}, decay={20: {"w0": 0.9}})
+    got = branch_divergence(table, "s", "n").iloc[0]
+    assert got["status"] == "matched"
+    assert got["cosine_undecayed"] == pytest.approx(got["cosine"], rel=1e-12)
+    assert got["cosine"] == pytest.approx(defined(s, n, start)["cosine"], rel=1e-9)
 
 
 def test_slopes_of_walks_and_of_a_steady_pull():
