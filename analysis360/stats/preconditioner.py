@@ -373,11 +373,11 @@ def v_participation(v_count: float, v_total: float, v_sq: float) -> float:
     figure="plot_layers",
 )  # fmt: skip
 def log_v_std(v_positive: float, v_log_total: float, v_log_sq: float) -> float:
-    r"""Standard deviation over coordinates of :math:`\ln\hat v`, where it is positive.
+    r"""Standard deviation over coordinates of the logarithm of the second moment.
 
-    What exceeds the null is that gradients of some coordinates are larger than those of others. NaN
-    if no second moment is positive, before the first step, and where the step or :math:`\beta_2` is
-    not known.
+    Of :math:`\ln\hat v`, where that is defined. What exceeds the null is that gradients of some
+    coordinates are larger than those of others. NaN if no second moment is positive, before the
+    first step, and where the step or :math:`\beta_2` is not known.
     """
     return _std(v_positive, v_log_total, v_log_sq)
 
