@@ -383,7 +383,7 @@ def _usable(
         elif unknown:
             skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
         elif any(isinstance(m, Whole) and m.of for m in measures) and not _placed(measures, labels):
-            skipped.append((name, "its modules are not together in any layer; try per_head=True"))
+            skipped.append((name, "no layer's tensors fit it; per_head=True divides by head"))
         elif any(m.pair for m in measures) and not references:
             skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
         else:
