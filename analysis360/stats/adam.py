@@ -228,13 +228,13 @@ def adam_snr_null(step: float, beta1: float, beta2: float, adam_count: float) ->
     undefined="ρ ≤ c_t, ρ ≥ 1, or adam_snr not defined", figure="plot_layers",
 )  # fmt: skip
 def gradient_snr(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
-    r"""Signal to noise of one step's gradient, :math:`\|G\|^2/\mathrm{tr}\,\Sigma=(\rho-c_t)/(1-\rho)`.
+    r"""Signal to noise of one step's gradient, :math:`(\rho-c_t)/(1-\rho)`.
 
-    Of the whole tensor: squared length of the mean gradient over the summed variance of one batch.
-    For gradients that are stationary and independent over the last ~60 steps. NaN, not 0, where
-    :math:`\rho\le c_t`, the value of pure noise: read it with `adam_snr_se`. NaN too where
-    :math:`\rho\ge1`, and where `adam_snr` is not defined.
-    """  # noqa: E501
+    :math:`|G|^2/\mathrm{tr}\,\Sigma` of the whole tensor: squared length of the mean gradient over
+    the summed variance of one batch. For gradients that are stationary and independent over the
+    last ~60 steps. NaN, not 0, where :math:`\rho\le c_t`, the value of pure noise: read it with
+    `adam_snr_se`. NaN too where :math:`\rho\ge1`, and where `adam_snr` is not defined.
+    """
     ratio, null = adam_snr(m_sq, v_sum), noise_alone(step, beta1)
     return (ratio - null) / (1 - ratio) if null < ratio < 1 else math.nan
 

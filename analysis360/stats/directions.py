@@ -100,20 +100,23 @@ def _back(
     code="T2", source="derived",
     null="0.075 at 941 steps of independent Gaussian gradients of any sizes, β = (0.9, 0.95), "
     "simulated; it falls as 1/√steps: 0.053 at 1882, 0.043 at 2823",
-    undefined="nothing moved but by decay; decay, step or a hyper-parameter not known",
+    undefined="nothing moved but by decay; decay, step or a hyper-parameter not known; tensors "
+    "with and without decay together",
     figure="plot_layers",
 )  # fmt: skip
 def update_direction_cosine(
     way_sq: float, way_start: float, start_sq: float, way_update: float, start_update: float,
     way_update_sq: float, decay: float,
 ) -> float:  # fmt: skip
-    r"""Cosine of the last update with the way since the reference, :math:`\cos(-\Delta\theta',u)`.
+    r"""Cosine of the last update with the way since the reference, turned round.
 
-    :math:`\Delta\theta'=\theta_b-\Pi\theta_a`, where :math:`\Pi=\prod_t(1-\eta_t\lambda)` is what
-    decay alone would have left. Near 0: a walk; near 1: still going the same way; negative: turning
-    back. Not 0 under pure noise, since the update shares its last ~10 steps with the way. Preferred
-    to `momentum_direction_cosine`. NaN if nothing moved but by decay, if the update is zero, before
-    the first step, and where Π, the step or a hyper-parameter is not known.
+    :math:`\cos(-\Delta\theta',u)` with :math:`\Delta\theta'=\theta_b-\Pi\theta_a`, where
+    :math:`\Pi=\prod_t(1-\eta_t\lambda)` is what decay alone would have left. Near 0: a walk; near
+    1: still going the same way; negative: turning back. Not 0 under pure noise, since the update
+    shares its last ~10 steps with the way. Preferred to `momentum_direction_cosine`. NaN if nothing
+    moved but by decay, if the update is zero, before the first step, where Π, the step or a
+    hyper-parameter is not known, and for several tensors together of which some decay and some do
+    not: they have no one Π.
     """
     return _back(
         way_sq, way_start, start_sq, way_update, start_update, way_update_sq, decay
@@ -131,7 +134,7 @@ def momentum_direction_cosine(
     way_sq: float, way_start: float, start_sq: float, way_momentum: float, start_momentum: float,
     way_momentum_sq: float, decay: float,
 ) -> float:  # fmt: skip
-    r"""Cosine of the first moment with the way since the reference, :math:`\cos(-\Delta\theta',m)`.
+    """Cosine of the first moment with the way since the reference, turned round.
 
     As `update_direction_cosine`, with its conditions; its null is not the same for all tensors.
     """
@@ -149,7 +152,7 @@ def momentum_direction_cosine(
 def momentum_cosine(
     pair_momentum: float, pair_momentum_sq: float, pair_reference_sq: float
 ) -> float:
-    r"""Cosine of the first moments of two checkpoints, :math:`\cos(m,m_{ref})`.
+    """Cosine of the first moments of two checkpoints.
 
     First moments remember ~20 steps, so those of two checkpoints of one run, or of branches that
     see different data, share a direction only if the gradient itself does. NaN if either is zero

@@ -78,16 +78,19 @@ def v_shift_sums(
         return unknown(6 + SHIFTS, exp_avg_sq)
     factor = (1 - beta2**reference_step) / (1 - beta2**step)
     d = torch.div(exp_avg_sq, reference_exp_avg_sq, out=scratch(exp_avg_sq, "shift"))
-    d = d.mul_(factor).log10_()
-    positive = (exp_avg_sq > 0) & (reference_exp_avg_sq > 0)
-    d = d[positive & torch.isfinite(d)]
-    place = (d * PER_DECADE).add_(PER_DECADE * DECADES + 1.5).floor_().clamp_(0, SHIFTS - 1)
-    bins = torch.bincount(place.to(torch.int64), minlength=SHIFTS).to(torch.float64)
-    total = d.sum()
-    count = torch.full_like(total, d.numel())
-    masked = torch.full_like(total, exp_avg_sq.numel() - d.numel())
-    down, up = (d < -1).sum().to(torch.float64), (d > 1).sum().to(torch.float64)
-    return torch.cat([torch.stack([count, masked, total, torch.dot(d, d), down, up]), bins])
+    d.mul_(factor).log10_()
+    truth = scratch(exp_avg_sq, "truth", torch.bool)
+    # A finite logarithm has a positive ratio: with one positive second moment both are
+    masked = torch.gt(exp_avg_sq, 0, out=truth).logical_and_(d.isfinite()).logical_not_()
+    d.masked_fill_(masked, 0.0)
+    place = torch.mul(d, PER_DECADE, out=scratch(exp_avg_sq, "place"))
+    place.add_(PER_DECADE * DECADES + 1.5).clamp_(0, SHIFTS - 1).masked_fill_(masked, SHIFTS)
+    bins = torch.bincount(place.to(torch.int64), minlength=SHIFTS + 1).to(torch.float64)
+    left = bins[SHIFTS]
+    square = torch.dot(d, d)
+    down, up = (torch.count_nonzero(there).to(square) for there in (d < -1, d > 1))
+    sums = [d.numel() - left, left, d.sum(), square, down, up]
+    return torch.cat([torch.stack(sums), bins[:SHIFTS]])
 
 
 @accumulator({"root_v_min": "min", **vector("root_v_bins", BINS)})
@@ -373,11 +376,11 @@ def v_participation(v_count: float, v_total: float, v_sq: float) -> float:
     figure="plot_layers",
 )  # fmt: skip
 def log_v_std(v_positive: float, v_log_total: float, v_log_sq: float) -> float:
-    r"""Standard deviation over coordinates of :math:`\ln\hat v`, where it is positive.
+    r"""Standard deviation over coordinates of the logarithm of the second moment.
 
-    What exceeds the null is that gradients of some coordinates are larger than those of others. NaN
-    if no second moment is positive, before the first step, and where the step or :math:`\beta_2` is
-    not known.
+    Of :math:`\ln\hat v`, where that is defined. What exceeds the null is that gradients of some
+    coordinates are larger than those of others. NaN if no second moment is positive, before the
+    first step, and where the step or :math:`\beta_2` is not known.
     """
     return _std(v_positive, v_log_total, v_log_sq)
 

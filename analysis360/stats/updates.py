@@ -247,10 +247,10 @@ def update_to_weight(uw_update_sq: float, uw_weight_sq: float, lr: float) -> flo
     unit="1/step", figure="plot_layers",
 )  # fmt: skip
 def update_ratio_applied(uw_applied_sq: float, uw_weight_sq: float, lr: float) -> float:
-    r"""Relative size of the step as AdamW applies it, :math:`\eta\|u+\lambda\theta\|/\|\theta\|`.
+    r"""Relative size of the step as AdamW applies it, with decay.
 
-    NaN if the weights are all zero, before the first step, and where the learning rate, the decay,
-    the step or another hyper-parameter is not known.
+    :math:`\eta\|u+\lambda\theta\|/\|\theta\|`. NaN if the weights are all zero, before the first
+    step, and where the learning rate, the decay, the step or another hyper-parameter is not known.
     """
     return lr * _over(uw_applied_sq, uw_weight_sq)
 
@@ -263,10 +263,10 @@ def update_ratio_applied(uw_applied_sq: float, uw_weight_sq: float, lr: float) -
     figure="plot_layers",
 )  # fmt: skip
 def decay_balance(uw_decay_sq: float, uw_update_sq: float) -> float:
-    r"""Decay beside the update, :math:`\lambda\|\theta\|/\|u\|`.
+    r"""Size of the decay beside that of the update.
 
-    NaN if the update is zero everywhere, before the first step, and where the decay, the step or
-    another hyper-parameter is not known.
+    :math:`\lambda\|\theta\|/\|u\|`. NaN if the update is zero everywhere, before the first step,
+    and where the decay, the step or another hyper-parameter is not known.
     """
     return _over(uw_decay_sq, uw_update_sq)
 
@@ -279,9 +279,9 @@ def decay_balance(uw_decay_sq: float, uw_update_sq: float) -> float:
     figure="plot_layers",
 )  # fmt: skip
 def update_weight_cosine(uw_dot: float, uw_update_sq: float, uw_weight_sq: float) -> float:
-    r"""Cosine of update and weights, :math:`\cos(u,\theta)`: how much of the update is radial.
+    """Cosine of update and weights: how much of the update is radial.
 
-    The step is :math:`-\eta u`, so a positive cosine shrinks the weights. NaN if either is zero
+    The step is against the update, so a positive cosine shrinks the weights. NaN if either is zero
     everywhere, before the first step, and where the step or a hyper-parameter is not known.
     """
     size = np.sqrt(uw_update_sq) * np.sqrt(uw_weight_sq)
