@@ -10,7 +10,7 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, bins, change, moments, spectrum
+from analysis360.stats import adam, bins, change, logits, moments, singular, spectrum, subspace
 from analysis360.stats.base import (
     BETWEEN,
     REFERENCES,
@@ -38,10 +38,14 @@ from analysis360.stats.base import (
 __all__ = [
     "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
     "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
-    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
-    "vector", "whole", "wholes",
+    "is_vector", "logits", "merge", "moments", "singular", "spectrum", "state", "states", "statistic", "statistics",
+    "subspace", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})
+_OPT_IN = {
+    name for part in (bins, spectrum, singular, subspace, logits) for name in part.__all__
+}
+
+DEFAULT = tuple(name for name in statistics if name not in _OPT_IN)
 """What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
 opt-in."""

@@ -72,6 +72,8 @@ _UNDEFINED = (
 
 
 @statistic(
+    degree=2,
+    invariant=("sign", "permutation", "orthogonal"),
     low=0,
     code="S12",
     source="derived; singular values of the attention matrices: Zhai et al. 2023 (quoted, not "
@@ -79,7 +81,6 @@ _UNDEFINED = (
     null="about ×900 above the size of a true logit at K2's initialisation (derived: 3.0e3 "
     "against 3.3)",
     undefined=_UNDEFINED,
-    figure="F7",
 )
 def qk_logit_bound(qk_bound: float) -> float:
     r"""Bound on the attention logits of a head, :math:`\frac{d}{\sqrt{d_h}}\sigma_1(A)\sigma_1(B)`.
@@ -99,13 +100,14 @@ def qk_logit_bound(qk_bound: float) -> float:
 
 
 @statistic(
+    degree=2,
+    invariant=("sign", "permutation", "orthogonal"),
     low=0,
     code="S12",
     source="derived",
     null="d·RMS(W_Q)·RMS(W_K) for Gaussian weights and gain 1: 3.3 at K2's initialisation (closed "
     "form)",
     undefined=_UNDEFINED,
-    figure="F7",
 )
 def qk_logit_rms(qk_rms: float) -> float:
     r"""Root mean square of a head's logits for isotropic inputs, :math:`\|A^TB\|_F/\sqrt{d_h}`.
@@ -126,12 +128,13 @@ def qk_logit_rms(qk_rms: float) -> float:
 
 
 @statistic(
+    degree=2,
+    invariant=("sign", "permutation", "orthogonal"),
     low=0,
     code="S12",
     source="derived",
     null="(√d + √d_h)²·RMS(W_Q)·RMS(W_K) at most, for Gaussian weights and gain 1 (closed form)",
     undefined=_UNDEFINED,
-    figure="F7",
 )
 def qk_product_norm(qk_top: float) -> float:
     r"""Largest singular value of a head's bilinear form, :math:`\sigma_1(A^TB)`.

@@ -118,7 +118,6 @@ def nuclear_norm(nuclear: float) -> float:
     null="0.824·d for a large square Gaussian matrix (quarter-circle law, integrated numerically); "
     "d for an orthogonal one (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
-    figure="F7",
 )
 def effective_rank(entropy: float) -> float:
     r"""Effective rank, :math:`\exp(-\sum_i p_i\ln p_i)` with :math:`p_i=\sigma_i/\sum\sigma`.
@@ -136,7 +135,6 @@ def effective_rank(entropy: float) -> float:
     source="derived",
     null="rows·columns/(rows + columns) for a large Gaussian matrix: d/2 if square (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
-    figure="F7",
 )
 def participation_ratio(square_share: float) -> float:
     r"""How many directions share the energy, :math:`(\sum\sigma^2)^2/\sum\sigma^4`.
@@ -160,7 +158,6 @@ _FEW = "fewer than 10 non-zero singular values, or all the same; otherwise as nu
     null="none for a Gaussian matrix, whose spectrum has no tail: what is fitted is its edge. "
     "WeightWatcher calls below 2 over-trained, above 6 under-trained (its code, no proof)",
     undefined=_FEW,
-    figure="F7",
 )
 def power_law_alpha(pl_alpha: float) -> float:
     r"""Exponent of the tail of the eigenvalues :math:`\lambda=\sigma^2`, as in WeightWatcher.

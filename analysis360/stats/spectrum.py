@@ -187,7 +187,6 @@ _NULL = "σ₁ = (√rows + √columns)·RMS for a large Gaussian matrix: 2√d�
     null=_NULL,
     undefined="tensors that are not matrices, or hold non-finite values",
     unit="as the tensor",
-    figure="F7",
 )
 def spectral_norm(sigma_max: float) -> float:
     r"""Largest singular value, :math:`\sigma_1(W)`.
@@ -251,7 +250,6 @@ def spectral_exact(sigma_exact: float) -> float:
     source="Rudelson & Vershynin 2007",
     null="rows·columns/(√rows + √columns)² for a large Gaussian matrix: d/4 if square (closed form)",
     undefined="zero matrices; otherwise as spectral_norm",
-    figure="F7",
 )
 def stable_rank(sigma_max: float, frobenius_sq: float) -> float:
     r"""Stable rank, :math:`\|W\|_F^2/\sigma_1^2` (Rudelson & Vershynin 2007).

@@ -116,7 +116,6 @@ _UNLIKE = "tensors that are not matrices, or hold non-finite values"
     null="(√rows + √columns)·RMS(Δ) if Δ is independent Gaussian noise (closed form)",
     undefined=_UNLIKE,
     unit="as the tensor",
-    figure="F7",
 )
 def delta_spectral_norm(delta_sigma: float) -> float:
     r"""Largest singular value of the change, :math:`\sigma_1(W-W_\mathrm{ref})`.
@@ -161,14 +160,13 @@ def delta_exact(delta_is_exact: float) -> float:
 
 @statistic(
     degree=0,
-    invariant=_BOTH,
+    invariant=("sign", "permutation", "transpose"),
     low=1,
     code="T5",
     source="Rudelson & Vershynin 2007, of the change",
     null="rows·columns/(√rows + √columns)² if Δ is independent Gaussian noise: d/4 if square "
     "(closed form)",
     undefined="nothing changed; " + _UNLIKE,
-    figure="F7",
 )
 def delta_stable_rank(delta_sigma: float, delta_square: float) -> float:
     r"""Stable rank of the change, :math:`\|\Delta\|_F^2/\sigma_1(\Delta)^2`.
@@ -189,7 +187,6 @@ def delta_stable_rank(delta_sigma: float, delta_square: float) -> float:
     null="about 8·4/d, less by the edge's curvature, if Δ is square Gaussian noise (upper limit in "
     "closed form); 1 for rank up to 8",
     undefined="nothing changed; " + _UNLIKE,
-    figure="F7",
 )
 def delta_top8_energy(delta_top: float, delta_square: float) -> float:
     r"""Share of :math:`\|\Delta\|_F^2` in its 8 leading directions.
@@ -283,7 +280,6 @@ _LOOSE = (
 @statistic(
     degree=0, invariant=_BOTH, low=0, high=1, code="T6", source="Björck & Golub 1973",
     null="8/rows for unrelated subspaces (closed form): subspace_null_left", undefined=_LOOSE,
-    figure="F7",
 )  # fmt: skip
 def subspace_overlap_left(overlap_left: float) -> float:
     r"""Mean :math:`\cos^2` of the principal angles between the top-8 left singular subspaces.
@@ -306,7 +302,6 @@ def subspace_overlap_left(overlap_left: float) -> float:
 @statistic(
     degree=0, invariant=_BOTH, low=0, high=1, code="T6", source="Björck & Golub 1973",
     null="8/columns for unrelated subspaces (closed form): subspace_null_right", undefined=_LOOSE,
-    figure="F7",
 )  # fmt: skip
 def subspace_overlap_right(overlap_right: float) -> float:
     r"""Mean :math:`\cos^2` of the principal angles between the top-8 right singular subspaces.
