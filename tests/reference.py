@@ -358,7 +358,87 @@ MOMENTS = {
 
 # --- Spectra --------------------------------------------------------------------------------------
 
-SPECTRA = {}
+
+
+def sigmas(w):
+    return np.linalg.svd(w, compute_uv=False)
+
+
+def shares_of(values):
+    return values[values > 0] / values.sum()
+
+
+def power_law(w):
+    """Clauset, Shalizi & Newman, one threshold after the other: (alpha, xmin, distance, tail)."""
+    values = sigmas(w)
+    x = np.sort(values[values > max(w.shape) * 2.2e-16 * values[0]] ** 2)
+    best = (np.nan,) * 4
+    if len(x) < 10:
+        return best
+    distance = np.inf
+    for xmin in x[:-1]:
+        tail = x[x >= xmin]
+        n = len(tail)
+        alpha = 1 + n / np.log(tail / xmin).sum()
+        d = max(abs(1 - (y / xmin) ** (1 - alpha) - k / n) for k, y in enumerate(tail))
+        if d < distance:
+            best, distance = (alpha, xmin, d, n), d
+    return best
+
+
+def top8(w):
+    """Leading left and right vectors, and the gap below them over the largest value."""
+    u, s, vt = np.linalg.svd(w)
+    return u[:, :8], vt[:8].T, (s[7] - s[8]) / s[0]
+
+
+def subspaces(c):
+    """Overlap left and right, gap, and what chance gives."""
+    if min(c.w.shape) <= 8:
+        return (np.nan,) * 5
+    (u, v, g), (ru, rv, rg) = top8(c.w), top8(c.r)
+    left, right = ((sigmas(a.T @ b) ** 2).mean() for a, b in ((u, ru), (v, rv)))
+    return left, right, min(g, rg), 8 / c.w.shape[0], 8 / c.w.shape[1]
+
+
+def head(c):
+    """A and B of a head, d and d_h."""
+    return c.w * c.gain, c.key * c.gain, c.w.shape[1], c.w.shape[0]
+
+
+def logit_rms(c):
+    """By the covariance of the logit's two factors: E (x'My)² = sum of squares of M."""
+    a, b, _, d_h = head(c)
+    return np.sqrt(((a.T @ b) ** 2).sum() / d_h)
+
+
+SPECTRA = {
+    "spectral_exact": lambda c: float(min(c.w.shape) <= 1024),
+    "nuclear_norm": lambda c: sigmas(c.w).sum(),
+    "effective_rank": lambda c: np.prod(
+        shares_of(sigmas(c.w)) ** -shares_of(sigmas(c.w)), dtype=np.float64
+    ),
+    "participation_ratio": lambda c: (sigmas(c.w) ** 2).sum() ** 2 / (sigmas(c.w) ** 4).sum(),
+    "power_law_alpha": lambda c: power_law(c.w)[0],
+    "power_law_alpha_se": lambda c: (power_law(c.w)[0] - 1) / np.sqrt(power_law(c.w)[3]),
+    "power_law_xmin": lambda c: power_law(c.w)[1],
+    "power_law_distance": lambda c: power_law(c.w)[2],
+    "power_law_tail": lambda c: power_law(c.w)[3],
+    "delta_spectral_norm": lambda c: sigmas(c.w - c.r)[0],
+    "delta_exact": lambda c: float(min(c.w.shape) <= 1024),
+    "delta_stable_rank": lambda c: ((c.w - c.r) ** 2).sum() / sigmas(c.w - c.r)[0] ** 2,
+    "delta_top8_energy": lambda c: (sigmas(c.w - c.r)[:8] ** 2).sum() / ((c.w - c.r) ** 2).sum(),
+    "subspace_overlap_left": lambda c: subspaces(c)[0],
+    "subspace_overlap_right": lambda c: subspaces(c)[1],
+    "subspace_gap": lambda c: subspaces(c)[2],
+    "subspace_null_left": lambda c: subspaces(c)[3],
+    "subspace_null_right": lambda c: subspaces(c)[4],
+    "qk_logit_bound": lambda c: (
+        head(c)[2] / np.sqrt(head(c)[3]) * sigmas(head(c)[0])[0] * sigmas(head(c)[1])[0]
+    ),
+    "qk_logit_rms": logit_rms,
+    "qk_product_norm": lambda c: sigmas(head(c)[0].T @ head(c)[1])[0],
+}
 
 # --- Rows, columns, vocabularies ------------------------------------------------------------------
 
