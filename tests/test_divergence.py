@@ -198,6 +198,9 @@ def test_what_is_missing_is_said():
     other.loc[against.eq("ancestor") & branch.eq("n"), "reference_step"] = 0
     got = branch_divergence(other, "s", "n")
     assert set(got["status"]) == {"other ancestor"} and got["cosine"].isna().all()
+    other = table.copy()  # at the same step, of another branch
+    other.loc[against.eq("ancestor") & branch.eq("n"), "reference_norm"] *= 1.001
+    assert set(branch_divergence(other, "s", "n")["status"]) == {"other ancestor"}
     summed = branch_divergence(
         table[~(against.eq("partner") & table["name"].eq("w0"))], "s", "n", by="all"
     )

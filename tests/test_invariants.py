@@ -86,6 +86,14 @@ def test_damage_is_found_and_named(name, states):
     assert failed <= {name, *also}
 
 
+def test_a_negative_sum_is_not_called_infinite():
+    """It has no root, so the norm is NaN; but every element is finite."""
+    model, optimizer = trained()
+    optimizer.state[model[2].weight]["exp_avg_sq"].fill_(-1.0)
+    found = checked(model, optimizer)["result"]
+    assert found["finite"] == "PASS" and found["second moment not negative"] == "FAIL"
+
+
 def test_weights_that_are_not_finite():
     model, optimizer = trained()
     model[0].bias.data[1] = math.inf
