@@ -16,6 +16,9 @@ from tests.small_run import SHAPES, TOML, tensors, write_checkpoint
 FORK, LAST, EACH = 1, 7, 100
 
 
+pytestmark = pytest.mark.slow
+
+
 def is_matrix(name):
     return len(SHAPES[name]) > 1
 

@@ -23,7 +23,7 @@ __all__ = ["decay_between", "lr_between", "lr_sq_between", "projection", "refere
     figure="plot_divergence",
 )  # fmt: skip
 def projection(diff_sq: float, cross: float, reference_sq: float) -> float:
-    r"""Part of the displacement along the reference, :math:`\langle d,b\rangle/\|b\|^2`.
+    r"""Part of the displacement along the reference, over the norm of that.
 
     With :math:`d=\theta-\theta_{ref}`. NaN if the reference is zero.
     """
