@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis360.stats import accumulators, merge, statistics
-from analysis360.stats.adam import OPT_IN
+from analysis360.stats.adam import OPT_IN, update
 from analysis360.stats.histograms import quantile
 from analysis360.stats.preconditioner import SHIFTS, shift_edges
 from tests.stats.direct import direct
@@ -105,6 +105,9 @@ def test_coordinates_that_were_never_seen():
     assert adam("v_zero_fraction", m, v) == pytest.approx(2 / 3)
     assert math.isnan(adam("adam_snr_mean", m[1:], v[1:]))
     assert adam("update_mean_abs", m[:2], v[:2]) == 0.25  # 0/0 is no update
+    assert adam("update_rms", m[:2], v[:2]) == pytest.approx(0.5 / math.sqrt(2))
+    u = update(m.double(), v.double(), **FIRST)
+    assert u.tolist() == [0.5, 0.0, math.inf]  # the last has underflowed, and ε is 0
 
 
 def shifted(names, v, before, step=1e6, reference_step=1e6):
@@ -256,6 +259,7 @@ def test_damage_is_counted():
     assert adam("moment_nonfinite", M, V, step=math.nan) == 0  # needs no step
     assert adam("v_negative", m, v) == 1 and adam("v_negative", M, V) == 0
     assert adam("bound_violations", M, -V) == 2 and adam("bound_violations", M, V) == 0
+    assert adam("bound_violations", 3 * M, V) == 2  # of either sign: one step makes |m̂| = √v̂
 
 
 ALWAYS = {"moment_nonfinite", "momentum_cosine", "momentum_sign_agreement"}
