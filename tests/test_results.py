@@ -9,8 +9,9 @@ import pytest
 import analysis360 as a360
 from analysis360.engine import measure, schedule
 from analysis360.errors import StatisticError, TableError
-from analysis360.results import Parts
+from analysis360.results import Parts, measure_key
 from analysis360.results.parts import KEYS
+from analysis360.stats import wholes
 from tests.measured import close, run_of
 from tests.small_run import SHAPES, small_run
 
@@ -205,7 +206,8 @@ def test_a_spectrum_on_a_finished_folder_repeats_no_sum(run, tmp_path, monkeypat
     table = plan.run(tmp_path / "m", progress=False)
     after = pd.concat(t.to_pandas() for t in Parts(tmp_path / "m").tables())
     added = after.iloc[len(before) :]
-    assert set(added["measure"]) == {"largest_singular_value@1"}
+    step = wholes["largest_singular_value"]
+    assert set(added["measure"]) == {measure_key(step.name, step.version)}
     assert not after.duplicated([*KEYS, "start"]).any()
     pd.testing.assert_frame_equal(table, plan.run(progress=False), check_exact=True)
 

@@ -69,7 +69,8 @@ _ONE_PASS = {
 DEFAULT = tuple(
     name
     for name, entry in statistics.items()
-    if {measure.name for measure in entry.measures} <= _ONE_PASS
+    if {measure.name for measure in entry.measures} <= _ONE_PASS and "clip" not in entry.inputs
 )
 """What is measured when nothing is asked for: all that six accumulators give in one pass. Spectra,
-histograms, rows and what takes sums of its own are opt-in."""
+histograms, rows, what takes sums of its own, and what needs the clip, which few runs tell, are
+opt-in."""
