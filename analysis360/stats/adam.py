@@ -25,9 +25,6 @@ __all__ = [
     "update_bound", "update_max", "update_rms", "v_negative",
 ]  # fmt: skip
 
-OPT_IN = ("grad_norm_over_clip", "moment_nonfinite", "momentum_over_clip")
-"""Not measured by default: they need the clip, which few runs tell, or sums of their own."""
-
 
 UNDERFLOW = 1.1e-19
 """Root of the smallest normal float32: a smaller gradient has a second moment of zero."""
