@@ -25,7 +25,8 @@ __all__ = ["decay_between", "lr_between", "lr_sq_between", "projection", "refere
 def projection(diff_sq: float, cross: float, reference_sq: float) -> float:
     r"""Part of the displacement along the reference, over the norm of that.
 
-    With :math:`d=\theta-\theta_{ref}`. NaN if the reference is zero.
+    :math:`\langle d,\theta_{ref}\rangle/\|\theta_{ref}\|^2` with :math:`d=\theta-\theta_{ref}`.
+    NaN if the reference is zero.
     """
     return (cross - diff_sq) / 2 / reference_sq if reference_sq > 0 else float("nan")
 
