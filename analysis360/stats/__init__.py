@@ -38,13 +38,11 @@ from analysis360.stats.base import (
 __all__ = [
     "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
     "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
-    "is_vector", "logits", "merge", "moments", "singular", "spectrum", "state", "states", "statistic", "statistics",
-    "subspace", "vector", "whole", "wholes",
+    "is_vector", "logits", "merge", "moments", "singular", "spectrum", "state", "states",
+    "statistic", "statistics", "subspace", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-_OPT_IN = {
-    name for part in (bins, spectrum, singular, subspace, logits) for name in part.__all__
-}
+_OPT_IN = {name for part in (bins, spectrum, singular, subspace, logits) for name in part.__all__}
 
 DEFAULT = tuple(name for name in statistics if name not in _OPT_IN)
 """What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
