@@ -240,7 +240,7 @@ def _overlap(first: torch.Tensor, second: torch.Tensor) -> float:
 def _subspace(
     tensor: torch.Tensor, scale: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], float, bool]:
-    """Leading vectors of the short and of the long side; the gap below; are they settled?"""
+    """Leading vectors of the short and of the long side; the gap below; how settled they are."""
     import torch
 
     matrix = wide(tensor)
