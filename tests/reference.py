@@ -359,7 +359,6 @@ MOMENTS = {
 # --- Spectra --------------------------------------------------------------------------------------
 
 
-
 def sigmas(w):
     return np.linalg.svd(w, compute_uv=False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -175,7 +174,11 @@ def krylov(matrix: torch.Tensor, scale: torch.Tensor, count: int, apart: float) 
             values, vectors = torch.linalg.eigh(small[:done, :done])
             values, vectors = values.flip(0), vectors.flip(1)[:, :count]
             residual = 0.0 if complete else float((image @ vectors[-BLOCK:]).norm())
-            if complete or step == BLOCK_STEPS or residual <= apart * (values[count - 1] - values[count]):
+            if (
+                complete
+                or step == BLOCK_STEPS
+                or residual <= apart * (values[count - 1] - values[count])
+            ):
                 return Ritz(values, taken.T @ vectors, residual, step, complete)
         block = torch.linalg.qr(image).Q
         block -= taken.T @ (taken @ block)  # columns that were nearly zero are any direction

@@ -1,11 +1,11 @@
 r"""Attention logits as the weights of a head allow them (S12 of the catalogue).
 
-With inputs :math:`x, y` as RMSNorm leaves them before its gain :math:`\Gamma=\mathrm{diag}\,\gamma`,
-:math:`\|x\|=\|y\|=\sqrt d`, the logit of a head is
+With inputs :math:`x, y` as RMSNorm leaves them before its gain
+:math:`\Gamma=\mathrm{diag}\,\gamma`, :math:`\|x\|=\|y\|=\sqrt d`, the logit of a head is
 :math:`x^T\Gamma W_Q^TR\,W_K\Gamma y/\sqrt{d_h}`, with an orthogonal `R` (rotary positions; the
 identity at offset 0). `A` and `B` stand for :math:`W_Q\Gamma` and :math:`W_K\Gamma`, `d_h` rows of
-length `d`. Of :math:`A^T=Q_AR_A` and :math:`B^T=Q_BR_B` only the triangles are needed, of side `d_h`,
-in float64: :math:`A^TB=Q_A(R_AR_B^T)Q_B^T` has the singular values of its core.
+length `d`. Of :math:`A^T=Q_AR_A` and :math:`B^T=Q_BR_B` only the triangles are needed, of side
+`d_h`, in float64: :math:`A^TB=Q_A(R_AR_B^T)Q_B^T` has the singular values of its core.
 
 Three things are not in the weights of one head, and make these numbers not applicable: a norm of
 queries and keys (QK-norm) after the projection, which divides their size away; biases of the
@@ -62,12 +62,13 @@ def _triangle(matrix: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     if not all(bool(torch.isfinite(magnitude(x.reshape(-1)))) for x in (matrix, gain)):
         return torch.full(wanted, math.nan, dtype=torch.float64, device=matrix.device)
     scaled = torch.mul(matrix.T.to(torch.float64), gain.to(torch.float64)[:, None])
-    return torch.linalg.qr(scaled, mode="r").R
+    triangle: torch.Tensor = torch.linalg.qr(scaled, mode="r").R
+    return triangle
 
 
 _UNDEFINED = (
-    "rows other than those of query heads in plan(per_head=True); non-finite values; not applicable "
-    "with QK-norm"
+    "rows other than those of query heads in plan(per_head=True); non-finite values; not "
+    "applicable with QK-norm"
 )
 
 
@@ -86,15 +87,15 @@ def qk_logit_bound(qk_bound: float) -> float:
     r"""Bound on the attention logits of a head, :math:`\frac{d}{\sqrt{d_h}}\sigma_1(A)\sigma_1(B)`.
 
     :math:`A=W_Q\Gamma`, :math:`B=W_K\Gamma` with the gain of the RMSNorm before: no input, position
-    or offset gives :math:`|q^Tk|/\sqrt{d_h}` above it, as rotary positions are orthogonal. Of a layer:
-    that of its largest head. NaN where a tensor holds non-finite values, and where the model is not
-    divided by head; for models with QK-norm it says nothing.
+    or offset gives :math:`|q^Tk|/\sqrt{d_h}` above it, as rotary positions are orthogonal. Of a
+    layer: that of its largest head. NaN where a tensor holds non-finite values, and where the model
+    is not divided by head; for models with QK-norm it says nothing.
 
     Notes
     -----
     It is loose, by about 900 at K2's initialisation: watch its growth over checkpoints, not its
-    level. The lines at 1e3 (loss degrades) and 1e4 (diverges) of Wortsman et al. (2023) are for true
-    logits and never belong beside it. `qk_logit_rms` is what typical logits are like.
+    level. The lines at 1e3 (loss degrades) and 1e4 (diverges) of Wortsman et al. (2023) are for
+    true logits and never belong beside it. `qk_logit_rms` is what typical logits are like.
     """
     return qk_bound
 
@@ -121,8 +122,8 @@ def qk_logit_rms(qk_rms: float) -> float:
     -----
     The norm is of the `d` × `d` matrix :math:`A^TB`, not of the `d_h` × `d_h` matrix
     :math:`AB^T=W_Q\Gamma^2W_K^T`, which is another number: smaller by :math:`\sqrt{d/d_h}` for
-    Gaussian weights. Real inputs have preferred directions, and heads turn to them: true logits of a
-    trained model are larger.
+    Gaussian weights. Real inputs have preferred directions, and heads turn to them: true logits of
+    a trained model are larger.
     """
     return qk_rms
 
@@ -140,7 +141,7 @@ def qk_product_norm(qk_top: float) -> float:
     r"""Largest singular value of a head's bilinear form, :math:`\sigma_1(A^TB)`.
 
     :math:`A=W_Q\Gamma`, :math:`B=W_K\Gamma`: times :math:`d/\sqrt{d_h}` it is the largest logit at
-    offset 0, which `qk_logit_bound` bounds in turn for every offset. Of a layer: that of its largest
-    head. NaN as `qk_logit_bound`.
+    offset 0, which `qk_logit_bound` bounds in turn for every offset. Of a layer: that of its
+    largest head. NaN as `qk_logit_bound`.
     """
     return qk_top

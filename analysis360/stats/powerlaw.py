@@ -33,7 +33,7 @@ def fit_nbytes(count: int) -> int:
 
 
 def fit(values: Values) -> PowerLaw:
-    r"""Exponent by maximum likelihood, from the threshold whose Kolmogorov–Smirnov distance is least.
+    r"""Exponent by maximum likelihood, where the Kolmogorov–Smirnov distance is least.
 
     For each threshold :math:`x_i` but the largest, with `n` numbers from it on,
     :math:`\alpha=1+n/\sum\ln(x_j/x_i)` (equation 3.1), and the distance is the largest
@@ -74,17 +74,14 @@ def fit(values: Values) -> PowerLaw:
     return PowerLaw(float(1 + slopes[best]), xmin, float(distances[best]), float(tails[best]))
 
 
-def _distances(
-    logs: Values, starts: npt.NDArray[np.intp], tails: Values, slopes: Values
-) -> Values:
+def _distances(logs: Values, starts: npt.NDArray[np.intp], tails: Values, slopes: Values) -> Values:
     """Kolmogorov–Smirnov distance of each tail, many thresholds at a time."""
     found, size, first = np.empty(len(starts)), len(logs), 0
     while first < len(starts):
         begin = starts[first]
         last = min(len(starts), first + max(1, CHUNK // (size - begin)))
         some = slice(first, last)
-        place = np.arange(begin, size, dtype=np.float64) - starts[some, None]
-        place /= tails[some, None]
+        place = (np.arange(begin, size) - starts[some, None]) / tails[some, None]
         law = logs[begin:] - logs[starts[some], None]
         law *= -slopes[some, None]
         np.expm1(np.minimum(law, 0, out=law), out=law)

@@ -75,7 +75,8 @@ def _values(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     import torch
 
     if _by_svd(tuple(tensor.shape)):
-        return torch.linalg.svdvals(tensor.to(torch.float64) / scale)
+        values: torch.Tensor = torch.linalg.svdvals(tensor.to(torch.float64) / scale)
+        return values
     squares = torch.linalg.eigvalsh(gram(tensor, scale)).flip(0)
     floor = len(squares) * torch.finfo(torch.float64).eps * squares[0]
     return torch.where(squares > floor, squares, 0.0).sqrt()
@@ -115,7 +116,7 @@ def nuclear_norm(nuclear: float) -> float:
     low=1,
     code="T7",
     source="Roy & Vetterli 2007, equation 4",
-    null="0.824·d for a large square Gaussian matrix (quarter-circle law, integrated numerically); "
+    null="0.805·d for a large square Gaussian matrix (quarter-circle law, integrated numerically); "
     "d for an orthogonal one (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
 )
@@ -190,9 +191,10 @@ def power_law_alpha(pl_alpha: float) -> float:
 def power_law_alpha_se(pl_alpha: float, pl_tail: float) -> float:
     r"""Standard error of `power_law_alpha`, :math:`(\alpha-1)/\sqrt{n_\mathrm{tail}}`.
 
-    For independent draws from a tail whose threshold is known. The threshold is chosen by the same
-    data, and eigenvalues repel each other: the true uncertainty of the exponent is another, and
-    from checkpoint to checkpoint its scatter is the better measure.
+    For independent draws from a tail whose threshold is known. Where the same draws choose the
+    threshold, one and two of it cover the truth in 57 % and 90 % of cases, not 68 % and 95 %
+    (simulated: 200 to 1000 draws, α 2.5 and 3.5). Eigenvalues are not independent either: they
+    repel each other, so the scatter from checkpoint to checkpoint is the better measure.
     """
     return float((pl_alpha - 1) / np.sqrt(pl_tail))
 
@@ -219,7 +221,7 @@ def power_law_xmin(pl_xmin: float) -> float:
     high=1,
     code="T14",
     source=_FIT,
-    null="about 0.7/√n for n draws from a power law, as it is a minimum (simulated)",
+    null="0.5/√n for n draws from a power law, 95th percentile 0.8/√n (simulated)",
     undefined=_FEW,
 )
 def power_law_distance(pl_distance: float) -> float:

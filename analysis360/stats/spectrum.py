@@ -118,14 +118,15 @@ def _top(square: torch.Tensor) -> torch.Tensor | None:
         for _ in range(2):  # twice is enough (Giraud et al. 2005)
             image = image - basis[: step + 1].T @ (basis[: step + 1] @ image)
         betas[step] = image.norm()
-        vector = image / betas[step]
-        if step % 8 == 7:
+        invariant = not bool(betas[step] > 1e-12 * alphas[0].abs())  # nothing more from this start
+        if invariant or step % 8 == 7:
             beside = torch.diag(betas[:step], 1)
             values, vectors = torch.linalg.eigh(torch.diag(alphas[: step + 1]) + beside + beside.T)
-            if not bool(torch.isfinite(vector).all()):  # the space is invariant
-                return values[-1]
-            if bool(betas[step] * vectors[-1, -1].abs() <= 0.01 * PROVED * values[-1]):
-                return values[-1]
+            residual = betas[step] * vectors[-1, -1].abs()
+            if invariant or bool(residual <= 0.01 * PROVED * values[-1]):
+                top: torch.Tensor = values[-1]
+                return top
+        vector = image / betas[step]
     return None
 
 
@@ -135,7 +136,8 @@ def _start(side: int, device: torch.device) -> torch.Tensor:
 
     generator = torch.Generator().manual_seed(360)  # its own: the caller's is left alone
     start = torch.randn(side, generator=generator, dtype=torch.float64).to(device)
-    return start / start.norm()
+    unit: torch.Tensor = start / start.norm()
+    return unit
 
 
 def _lanczos(matrix: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -248,7 +250,7 @@ def spectral_exact(sigma_exact: float) -> float:
     low=1,
     code="S11",
     source="Rudelson & Vershynin 2007",
-    null="rows·columns/(√rows + √columns)² for a large Gaussian matrix: d/4 if square (closed form)",
+    null="rows·columns/(√rows + √columns)² if large and Gaussian, d/4 if square (closed form)",
     undefined="zero matrices; otherwise as spectral_norm",
 )
 def stable_rank(sigma_max: float, frobenius_sq: float) -> float:
