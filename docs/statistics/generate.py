@@ -1,0 +1,376 @@
+"""Write the pages of this folder: one for each statistic, and a table of all.
+
+Everything on them comes from the registry: what a statistic says of itself where it is defined.
+
+    python docs/statistics/generate.py          write them all; the examples are run
+    python docs/statistics/generate.py --check  say what would change, and change nothing
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import inspect
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import analysis360 as a360
+from analysis360 import stats
+from analysis360.stats import SCALARS, Statistic
+
+HERE = Path(__file__).parent
+COMMAND = "python docs/statistics/generate.py"
+
+TOPICS = {
+    "moments": "Weights: norms, moments, counts",
+    "bins": "Weights: quantiles of magnitudes",
+    "change": "Change: against another checkpoint",
+    "spectrum": "Spectra",
+    "adam": "Adam's moments",
+    "branches": "Tables of a whole run",
+}
+"""Module to heading, in the order of the table; others follow under their own name."""
+
+OPENING = {
+    "S": "must be there for a loss spike to be studied",
+    "T": "should be there",
+}
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def markdown(text: str) -> str:
+    """A docstring's mark-up as GitHub's: formulas, names of code, headings of sections."""
+    text = re.sub(r"^\.\. math::\s*\n((?:\n|[ \t]+\S.*\n?)+)", _displayed, text, flags=re.M)
+    text = re.sub(r":math:`([^`]+)`", lambda m: f"$`{_formula(m[1])}`$", text)
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"^(\w[\w ]*)\n-{3,}$", r"### \1\n", text, flags=re.M).strip()
+
+
+def _displayed(match: re.Match[str]) -> str:
+    lines = " ".join(line.strip() for line in match[1].strip().splitlines())
+    return f"```math\n{lines}\n```\n"
+
+
+def _formula(text: str) -> str:
+    """On one line, and without bars, which would divide the cells of a table."""
+    text = " ".join(text.split())
+    return text.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+
+
+def cell(text: str) -> str:
+    return markdown(text).replace("\n", " ").replace("|", r"\|")
+
+
+def number(value: Any) -> str:
+    return f"{float(value):.4g}"
+
+
+def size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.0f} MiB" if nbytes < 2**30 else f"{nbytes / 2**30:.1f} GiB"
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """Parts of a numpydoc docstring by heading; what comes before the first is ``""``."""
+    parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", docstring, flags=re.M)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2]))}
+
+
+# -- what a page says ------------------------------------------------------------------------------
+
+
+def facts(row: pd.Series) -> list[tuple[str, str]]:
+    """What the table says of a statistic, in words; what is not known is left out."""
+    entry = stats.statistics[row["name"]]
+    return [
+        ("In the catalogue", row["code"]),
+        ("Defined in", f"`{entry.function.__module__}`"),
+        ("Reads", row["reads"]),
+        ("Scalars", ", ".join(f"`{name}`" for name in row["scalars"].split(", ") if name)),
+        ("Compares", "two checkpoints: see `against`" if row["compares"] else "no"),
+        ("Cost", cost(row)),
+        ("Measured by default", "yes" if row["default"] else "no, ask for it by name"),
+        ("Unit", row["unit"] or "none"),
+        ("Bounds", bounds(row)),
+        ("Scale", scale(row)),
+        ("Unchanged by", row["invariant"]),
+        ("Over layers", merging(entry)),
+        ("Not defined (NaN)", row["undefined"]),
+        ("Null, thresholds", row["null"]),
+        ("Source", row["source"]),
+        ("Figure", row["figure"]),
+    ]
+
+
+def cost(row: pd.Series) -> str:
+    kinds = row["cost"].split(", ")
+    words = [kind for kind in kinds if kind != "whole matrix"]
+    said = [f"{' and '.join(words)}, in the one pass over what is read"] if words else []
+    if "whole matrix" in kinds:
+        said.append(
+            f"the whole matrix at once, and {size(row['workspace'])} above it for 8192 × 8192"
+        )
+    return "; ".join(said)
+
+
+def bounds(row: pd.Series) -> str:
+    low, high = row["low"], row["high"]
+    if pd.isna(low) and pd.isna(high):
+        return ""
+    if pd.isna(high):
+        return f"at least {number(low)}"
+    return f"at most {number(high)}" if pd.isna(low) else f"{number(low)} to {number(high)}"
+
+
+def scale(row: pd.Series) -> str:
+    """How it changes when all that it reads is multiplied by c > 0."""
+    if pd.isna(row["degree"]):
+        return ""
+    if row["degree"] == 0:
+        return "does not depend on the tensor's scale"
+    power = "" if row["degree"] == 1 else f" to the power {number(row['degree'])}"
+    return f"in proportion to the tensor{power}"
+
+
+MERGES = {"sum": "added", "max": "the largest", "min": "the smallest", "moments": "merged exactly"}
+
+
+def merging(entry: Statistic) -> str:
+    """What `load_table(by="layer")` does with the results that it is made of."""
+    named: dict[str, list[str]] = {}
+    for name in entry.inputs:
+        if name not in SCALARS:
+            named.setdefault(how(name), []).append(f"`{name}`")
+    if set(named) <= {"rows", "none"}:
+        return "does not merge: NaN for more than one tensor"
+    parts = [f"{', '.join(names)} {MERGES.get(kind, kind)}" for kind, names in named.items()]
+    return f"{'; '.join(parts)}; then the statistic"
+
+
+def how(name: str) -> str:
+    """How a result merges over tensors."""
+    owner = stats.field_owner(name)
+    return owner.fields.get(name) or owner.fields.get(f"{name}[0]", "none")
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+MATRIX = "torch.sin(torch.arange(256.0) ** 2).view(16, 16)"
+
+TRAIN = """\
+weight = torch.nn.Parameter({matrix})
+optimizer = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.95))
+"""
+
+STEP = """\
+    weight.grad = torch.sin(torch.arange(256.0) ** 2 + step).view(16, 16)
+    optimizer.step()
+"""
+
+NAMES = {
+    "attn.q": "model.layers.0.self_attn.q_proj.weight",
+    "attn.k": "model.layers.0.self_attn.k_proj.weight",
+    "attn.v": "model.layers.0.self_attn.v_proj.weight",
+    "attn.o": "model.layers.0.self_attn.o_proj.weight",
+    "norm.attn": "model.layers.0.input_layernorm.weight",
+}
+
+
+def example(row: pd.Series) -> str:
+    """A program that prints the statistic of something small, in the fewest lines for its kind."""
+    entry = stats.statistics[row["name"]]
+    of = next((m.of for m in entry.measures if getattr(m, "of", None)), {})
+    moments = "any state" not in row["reads"] and not of
+    if row["compares"]:
+        made = _pair_of_moments() if moments else _pair()
+    elif moments:
+        made = _moments()
+    else:
+        made = _layer(of) if of else _alone()
+    imports, lines, run = made
+    scalars = set(row["scalars"].split(", "))
+    if run and scalars & {"lr", "lr_sum", "lr_sq_sum", "decay"}:
+        imports = [*imports, "from dataclasses import replace",
+                   "from analysis360.core import LearningRate"]  # fmt: skip
+        lines += "schedule = LearningRate(peak=0.01, final=0.001, warmup=0, total=40)\n"
+        lines += "run = replace(run, learning_rate=schedule)\n"
+    if "clip" in scalars:
+        raise NotImplementedError(f"{row['name']}: say here how an example gives the clip")
+    name = row["name"]
+    if run:
+        lines += f'table = a360.plan(run, ["{name}"], against=["previous"]).run(progress=False)\n'
+    else:
+        lines += f'table = a360.measure({made_of(lines)}, statistics=["{name}"])\n'
+    lines += f"print(f\"{{table['{name}'].dropna().iloc[-1]:.4g}}\")\n"
+    return _imported(imports) + lines
+
+
+def made_of(lines: str) -> str:
+    """What `measure` is given after these lines."""
+    if "optimizer" in lines:
+        return '{"w": weight}, optimizer'
+    return "model" if "model =" in lines else '{"w": w}'
+
+
+def _alone() -> tuple[list[str], str, bool]:
+    return [], f"w = {MATRIX}\n", False
+
+
+def _pair() -> tuple[list[str], str, bool]:
+    lines = (
+        f"w = {MATRIX}\n"
+        'before = open_memory({"w": w}, step=20)\n'
+        'after = open_memory({"w": 0.99 * w + 0.05 * w.T}, step=40)\n'
+        'run = a360.merge_runs([before, after], "two checkpoints")\n'
+    )
+    return ["from analysis360.runs import open_memory"], lines, True
+
+
+def _moments() -> tuple[list[str], str, bool]:
+    return [], f"{TRAIN.format(matrix=MATRIX)}for step in range(20):\n{STEP}", False
+
+
+def _pair_of_moments() -> tuple[list[str], str, bool]:
+    imports = ["from copy import deepcopy", "from analysis360.runs import open_memory"]
+    lines = (
+        f"{TRAIN.format(matrix=MATRIX)}checkpoints = []\nfor step in range(1, 41):\n{STEP}"
+        "    if step in (20, 40):\n"
+        '        now = deepcopy(({"w": weight}, optimizer))\n'
+        "        checkpoints.append(open_memory(*now))\n"
+        'run = a360.merge_runs(checkpoints, "two checkpoints")\n'
+    )
+    return imports, lines, True
+
+
+def _layer(of: Any) -> tuple[list[str], str, bool]:
+    lines = f"w = {MATRIX}\nmodel = {{\n"
+    for place, module in enumerate(of.values()):
+        made = "torch.full((16,), 0.5)" if module.startswith("norm") else f"w.roll({place})"
+        lines += f'    "{NAMES[module]}": {made},\n'
+    return [], lines + "}\n", False
+
+
+def _imported(extra: Iterable[str]) -> str:
+    """Imports in the usual order: of Python, of others, of this package."""
+    ours = sorted(line for line in extra if "analysis360" in line)
+    python = sorted(line for line in extra if line not in ours)
+    blocks = [python, ["import torch"], ["import analysis360 as a360", *ours]]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n\n"
+
+
+def frame_example(docstring: str) -> tuple[str, str]:
+    """Source and output of the example in a docstring."""
+    found = doctest.DocTestParser().get_examples(docstring)
+    shown = [e for e in found if e.want]
+    lines = [f"print({e.source.strip()})" if e in shown else e.source.rstrip() for e in found]
+    return "\n".join(lines) + "\n", ""
+
+
+def printed(source: str) -> str:
+    """What an example prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(source, "example", "exec"), {"__name__": "example"})  # noqa: S102
+    return said.getvalue().rstrip()
+
+
+# -- pages -----------------------------------------------------------------------------------------
+
+
+def page(row: pd.Series, run: Callable[[str], str] = printed) -> str:
+    """The page of one statistic; `run` gives what its example prints."""
+    function = _function(row)
+    said = sections(inspect.getdoc(function) or "")
+    text = [f"# {row['name']}", markdown(said.pop(""))]
+    if row["kind"] == "frame":
+        text.append(f"A function from one table to another: `a360.{row['name']}`.")
+        text += [f"## {name}\n\n{markdown(said[name])}" for name in ("Returns", "Notes") if name in said]
+        source = "import analysis360 as a360\nimport pandas as pd\nfrom analysis360 import " + row["name"] + "\n\n"
+        source += frame_example(said.get("Examples", ""))[0]
+    else:
+        text += [f"## {name}\n\n{markdown(said[name])}" for name in ("Notes",) if name in said]
+        known = [f"| {name} | {cell(value)} |" for name, value in facts(row) if value]
+        text.append("\n".join(["| | |", "|---|---|", *known]))
+        source = example(row)
+    text.append(f"## Example\n\n```python\n{source.rstrip()}\n```")
+    text.append(f"```text\n{run(source)}\n```")
+    text.append("[All statistics](index.md)")
+    return "\n\n".join(text) + "\n"
+
+
+def _function(row: pd.Series) -> Callable[..., Any]:
+    if row["kind"] == "statistic":
+        return stats.statistics[row["name"]].function
+    found: Callable[..., Any] = getattr(import_module(f"analysis360.{row['topic']}"), row["name"])
+    return found
+
+
+def index(table: pd.DataFrame) -> str:
+    """The table of all, by topic."""
+    text = [
+        "# Statistics",
+        f"{len(table)} statistics, each with a page: what it is, when it is not defined, what it reads and "
+        "costs, what it reads for pure noise and how that is known, and an example.\n"
+        "`analysis360.list_statistics()` is the same as a frame. Those in **bold** are measured when\n"
+        "nothing is asked for; the others are asked for by name. Codes are those of the package's catalogue:\n"
+        "S for what a study of a spike cannot do without, T for what helps.",
+        "To add one of your own: [howto/statistic.md](../howto/statistic.md). "
+        f"These pages are generated: `{COMMAND}`.",
+    ]
+    topics = [*TOPICS, *(t for t in dict.fromkeys(table["topic"]) if t not in TOPICS)]
+    for topic in topics:
+        rows = table[table["topic"] == topic]
+        if len(rows):
+            text.append(f"## {TOPICS.get(topic, topic.capitalize())}")
+            lines = ["| | | what | reads | cost |", "|---|---|---|---|---|"]
+            lines += [_line(row) for _, row in rows.iterrows()]
+            text.append("\n".join(lines))
+    return "\n\n".join(text) + "\n"
+
+
+def _line(row: pd.Series) -> str:
+    link = f"[{row['name']}]({row['name']}.md)"
+    name = f"**{link}**" if row["default"] else link
+    cells = (row["code"], cell(row["summary"]), row["reads"], row["cost"])
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def pages(run: Callable[[str], str] = printed) -> dict[str, str]:
+    """File name to text, of all pages."""
+    table = a360.list_statistics()
+    table = table[[_ours(row) for _, row in table.iterrows()]]
+    made = {f"{row['name']}.md": page(row, run) for _, row in table.iterrows()}
+    return {"index.md": index(table), **made}
+
+
+def _ours(row: pd.Series) -> bool:
+    """Whether it belongs to the package: what somebody registered in this process has no page."""
+    return _function(row).__module__.startswith("analysis360.")
+
+
+def main(arguments: list[str]) -> int:
+    made = pages()
+    there = {path.name: path.read_text("utf-8") for path in HERE.glob("*.md")}
+    changed = sorted(name for name in made if made[name] != there.get(name))
+    gone = sorted(set(there) - set(made))
+    for name in [*changed, *gone]:
+        print(name)
+    if "--check" in arguments:
+        return int(bool(changed or gone))
+    for name in changed:
+        (HERE / name).write_text(made[name], encoding="utf-8")
+    for name in gone:
+        (HERE / name).unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
