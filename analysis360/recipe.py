@@ -152,6 +152,35 @@ class LearningRate:
             return math.nan
         return float(self._values(np.arange(start + 1, stop + 1, dtype=np.float64)).sum())
 
+    def between(
+        self, start: int, stop: int, weight_decay: float = math.nan
+    ) -> tuple[float, float, float]:
+        """Of the steps ``start + 1 … stop``: sum of the rate, of its square, and what decay leaves.
+
+        Parameters
+        ----------
+        start, stop : int
+        weight_decay : float
+            Decoupled, as AdamW's: each step leaves 1 − rate · weight_decay of a weight.
+
+        Returns
+        -------
+        tuple of float
+            NaN where `stop` is before `start`; the last where the decay is not known.
+
+        Examples
+        --------
+        >>> k2 = LearningRate(peak=1.5e-4, final=1.5e-5, warmup=2000, total=338760)
+        >>> rate, square, left = k2.between(150560 - 941, 150560, weight_decay=0.1)
+        >>> f"{rate:.3e}", f"{rate**2 / square:.1f}", f"{left:.5f}"
+        ('8.958e-02', '941.0', '0.99108')
+        """
+        if stop < start:
+            return math.nan, math.nan, math.nan
+        rates = self._values(np.arange(start + 1, stop + 1, dtype=np.float64))
+        left = float(np.exp(np.log1p(-rates * weight_decay).sum()))
+        return float(rates.sum()), float((rates**2).sum()), left
+
     def _values(self, step: np.ndarray) -> np.ndarray:
         at = step if self.batch is None else self.batch.counts(step)
         rising = self.peak * at / max(self.warmup, 1)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis360.errors import TableError
 
-__all__ = ["AGAINST", "INFO", "KEY", "check_table", "statistic_columns"]
+__all__ = ["AGAINST", "INFO", "KEY", "as_keyed", "check_table", "statistic_columns"]
 
 KEY: dict[str, str] = {
     "run": "str", "branch": "str", "number": "Int64", "step": "Int64", "tokens": "Int64",
@@ -39,6 +39,11 @@ AGAINST = ("previous", "partner", "ancestor")
 def statistic_columns(table: pd.DataFrame) -> list[str]:
     """Names of the statistic columns of a measured table."""
     return [column for column in table.columns if column not in KEY and column not in INFO]
+
+
+def as_keyed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows; key and information columns cast to the dtypes of `KEY` and `INFO`."""
+    return frame.astype({c: t for c, t in (KEY | INFO).items() if c in frame.columns})
 
 
 def check_table(table: pd.DataFrame, need: Sequence[str] = ()) -> pd.DataFrame:
@@ -69,7 +74,7 @@ def check_table(table: pd.DataFrame, need: Sequence[str] = ()) -> pd.DataFrame:
     if absent:
         has = statistic_columns(table)
         raise TableError(f"the table has no column {absent}; its statistics are {has}")
-    table = table.astype({c: t for c, t in (KEY | INFO).items() if c in table.columns})
+    table = as_keyed(table)
     twice = table.duplicated(list(KEY))
     if twice.any():
         first = table.loc[twice, list(KEY)].iloc[0].to_dict()

@@ -1,8 +1,8 @@
 """Naive float64 oracle: each statistic written as its definition reads, one array at a time.
 
-Nothing here is shared with the package. `ORACLE` maps a statistic's name to a function of numpy
-arrays; single-tensor statistics take ``w``, comparisons ``(a, b, lr_sum)``, statistics of the moments
-``(m, v, step, beta1, beta2, eps)``.
+Nothing here is shared with the package. `ORACLE` maps a statistic's name to a function of one
+`tests.cases.Case`, which holds numpy arrays and scalars. The older ones are written for single
+tensors ``w``, comparisons ``(a, b, lr_sum)``, and moments ``(m, v, step, beta1, beta2, eps)``.
 """
 
 import numpy as np
@@ -115,4 +115,40 @@ ADAM = {
     "bound_violations": violations,
 }
 
-ORACLE = {**ALONE, **SPECTRAL, **PAIR, **ADAM}
+# --- Norms, tails and gains of one tensor -------------------------------------------------------
+
+WEIGHTS = {}
+
+# --- Change between two checkpoints ---------------------------------------------------------------
+
+CHANGES = {}
+
+# --- Adam's moments -------------------------------------------------------------------------------
+
+MOMENTS = {}
+
+# --- Spectra --------------------------------------------------------------------------------------
+
+SPECTRA = {}
+
+# --- Rows, columns, vocabularies ------------------------------------------------------------------
+
+ROWS = {}
+
+# --------------------------------------------------------------------------------------------------
+
+
+def of_case(table, take):
+    return {name: lambda c, f=f: f(*take(c)) for name, f in table.items()}
+
+
+ORACLE = {
+    **of_case({**ALONE, **SPECTRAL}, lambda c: (c.w,)),
+    **of_case(PAIR, lambda c: (c.w, c.r, c.lr_sum)),
+    **of_case(ADAM, lambda c: (c.m, c.v, c.step, c.beta1, c.beta2, c.eps)),
+    **WEIGHTS,
+    **CHANGES,
+    **MOMENTS,
+    **SPECTRA,
+    **ROWS,
+}

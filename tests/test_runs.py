@@ -290,7 +290,7 @@ def test_catalogue_name_on_the_hub(hub):
     against = ["previous", "partner", "ancestor"]
     plan = a360.plan(run, ["rms", "rel_displacement", "update_rms"], against=against)
     assert plan.adam[0].lr == pytest.approx(9.491e-5, rel=1e-4)
-    assert plan.lr_sums[1 * 2, "previous"] == pytest.approx(0.1784, rel=1e-2)
+    assert plan.between[1 * 2, "previous"][0] == pytest.approx(0.1784, rel=1e-2)
     why = "no optimizer state in any of 4 checkpoints; from weights alone: rel_displacement"
     assert ("update_rms", why) in plan.skipped
     table = plan.run(progress=False)

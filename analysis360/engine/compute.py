@@ -17,8 +17,8 @@ from analysis360.engine.schedule import BLOCK, Block
 from analysis360.engine.work import Task
 from analysis360.errors import StatisticError
 from analysis360.results import Entry
-from analysis360.stats import STORED, Accumulator, Whole, compiled, merge, states
-from analysis360.stats.base import Values
+from analysis360.stats import REFERENCES, STORED, Accumulator, Whole, compiled, merge, states
+from analysis360.stats.base import Values, merge_columns
 from analysis360.stats.tiles import TILE, exact, matrix, sharing
 
 __all__ = ["Step"]
@@ -47,9 +47,15 @@ class Step:
     ) -> None:
         self.plan, self.held, self.position, self.tasks = plan, held, position, tasks
         self._whole = [
-            (task, pool.submit(_whole, plan, held, task.entry))
+            (task, task.blocks[0], pool.submit(_whole, plan, held, task.entry))
             for task in tasks
             if isinstance(task.entry.measure, Whole)
+        ]
+        self._whole += [
+            (task, block, pool.submit(_lines, plan, held, task.entry, block))
+            for task in tasks
+            if _by_lines(task.entry)
+            for block in task.blocks
         ]
         # The list first: what cannot be cut into pieces fails before anything is under way
         pieces = list(_pieces(plan, held, tasks))
@@ -77,7 +83,7 @@ class Step:
             with np.errstate(all="ignore"):
                 merged = merge(fields, np.concatenate(arrays), np.zeros(1, dtype=np.intp))[0]
             rows.append(self._row(self.tasks[at], block, merged))
-        rows += [self._row(task, task.blocks[0], future.result()) for task, future in self._whole]
+        rows += [self._row(task, block, future.result()) for task, block, future in self._whole]
         return rows
 
     def _finished(self) -> Iterator[tuple[_Piece, list[Values]]]:
@@ -102,7 +108,7 @@ class Step:
 
     def _row(self, task: Task, block: Block, values: Values) -> dict[str, Any]:
         checkpoint, reference, name, state, measure, given = task.key
-        moments = "exp_avg" in self.plan.stored(task.entry)
+        moments = bool({"exp_avg", "exp_avg_sq"} & {*self.plan.stored(task.entry)})
         step = self.held.step(self.position, name) if moments else None
         return {
             "checkpoint": checkpoint, "reference": reference, "name": name, "state": state,
@@ -174,10 +180,15 @@ class _Piece:
         return tensor[self.start : self.stop]
 
 
+def _by_lines(entry: Entry) -> bool:
+    """Whether it gives numbers for each row or column."""
+    return isinstance(entry.measure, Accumulator) and entry.measure.axis is not None
+
+
 def _pieces(plan: Plan, held: Held, tasks: Sequence[Task]) -> Iterator[_Piece]:
     at: dict[Block, list[int]] = {}
     for i, task in enumerate(tasks):
-        if isinstance(task.entry.measure, Accumulator):
+        if isinstance(task.entry.measure, Accumulator) and not _by_lines(task.entry):
             for block in task.blocks:
                 at.setdefault(block, []).append(i)
     size = CHUNK if plan.device == "cpu" else BLOCK
@@ -252,7 +263,12 @@ def _derived(
 
 
 def _call(plan: Plan, entry: Entry, tile: _Tile) -> torch.Tensor:
-    """Results of one accumulator on one tile; whatever fails in it says where."""
+    """Results of one accumulator on one tile."""
+    return _checked(plan, tile.held, entry, _arrays(entry, tile), len(entry.measure.fields))
+
+
+def _arrays(entry: Entry, tile: _Tile) -> dict[str, torch.Tensor]:
+    """Arrays that an accumulator names."""
     arrays = {}
     for name in entry.measure.inputs:
         if name == "tensor":
@@ -261,40 +277,92 @@ def _call(plan: Plan, entry: Entry, tile: _Tile) -> torch.Tensor:
             arrays[name] = tile.get(entry.reference, entry.state)
         elif name in STORED:
             arrays[name] = tile.get(entry.position, name)
-    return _checked(plan, tile.held, entry, arrays)
+        elif name in REFERENCES:
+            arrays[name] = tile.get(entry.reference, REFERENCES[name])
+    return arrays
+
+
+def _lines(plan: Plan, held: Held, entry: Entry, block: Block) -> Values:
+    """Results of an accumulator for each row, or each column, of a block: field after field."""
+    assert isinstance(entry.measure, Accumulator)
+    fields, by_rows = entry.measure.fields, entry.measure.axis == "rows"
+    width = math.prod(plan.shape(entry.name)[1:])
+    first, height = held.spans[entry.name][0], max(1, TILE // width)
+    found: list[Values] = []
+    for start in range(block.start, block.stop, height):
+        stop = min(start + height, block.stop)
+        tile = _Tile(plan, held, block.name, (start - first) * width, (stop - first) * width)
+        arrays = {n: a.view(stop - start, width) for n, a in _arrays(entry, tile).items()}
+        size = stop - start if by_rows else width
+        made = _checked(plan, held, entry, arrays, len(fields), size).cpu().numpy()
+        if by_rows or not found:
+            found.append(made)
+        else:
+            found[0] = merge_columns(fields, found[0], made)
+    return np.concatenate(found, axis=1).reshape(-1)
 
 
 def _whole(plan: Plan, held: Held, entry: Entry) -> Values:
     """Results of a whole-matrix step."""
-    shape = plan.shape(entry.name)
+    measure = entry.measure
+    assert isinstance(measure, Whole)
 
-    def get(position: int, state: str) -> torch.Tensor:
-        stored = held.get(position, entry.name, state)
+    def get(position: int, name: str, state: str) -> torch.Tensor:
+        stored = held.get(position, name, state)
         assert stored is not None
         return matrix(stored)
 
-    if entry.state in STORED:
-        made = get(entry.position, entry.state)
+    def made(position: int, name: str) -> torch.Tensor:
+        if entry.state in STORED:
+            whole = get(position, name, entry.state)
+        else:
+            whole = _derived(
+                plan, held, position, name, entry.state, lambda p, state: get(p, name, state)
+            )
+        return whole.view(plan.shape(name))
+
+    if measure.of:
+        members = zip(measure.of, plan.members(entry))
+        arrays = {name: made(entry.position, member) for name, member in members}
     else:
-        made = _derived(plan, held, entry.position, entry.name, entry.state, get)
-    values: Values = _checked(plan, held, entry, {"tensor": made.view(shape)}).cpu().numpy()
+        arrays = {"tensor": made(entry.position, entry.name)}
+        if measure.pair:
+            arrays["reference"] = made(entry.reference, entry.name)
+    arrays = {name: array for name, array in arrays.items() if name in measure.inputs}
+    size = None if measure.vector else len(measure.fields)
+    values: Values = _checked(plan, held, entry, arrays, size).cpu().numpy()
+    if len(values) < len(measure.fields):
+        raise StatisticError(f"{entry.name}: {measure.name!r} returned {len(values)} values")
     return values
 
 
 def _checked(
-    plan: Plan, held: Held, entry: Entry, arrays: Mapping[str, torch.Tensor]
+    plan: Plan,
+    held: Held,
+    entry: Entry,
+    arrays: Mapping[str, torch.Tensor],
+    *shape: int | None,
 ) -> torch.Tensor:
-    """Call a registered function; whatever fails in it says where."""
+    """Call a registered function; whatever fails in it says where.
+
+    What it returns must have the given shape, in which None is any length.
+    """
     measure = entry.measure
     given: dict[str, Any] = dict(arrays)
     if len(given) < len(measure.inputs):
-        known = _scalars(plan, held, entry.position, entry.name, bool(measure.named_states))
+        moments = bool(measure.named_states)
+        known = _scalars(plan, held, entry.position, entry.name, moments)
+        if "reference_step" in measure.inputs:
+            other = _scalars(plan, held, entry.reference, entry.name, moments)
+            known["reference_step"] = other["step"]
         given |= {name: known[name] for name in measure.inputs if name not in given}
     try:
         result = measure.function(**given)
         if not isinstance(result, torch.Tensor):
             raise StatisticError(f"it returned {type(result).__name__}, not a tensor")
-        if result.shape != (len(measure.fields),):
+        if len(result.shape) != len(shape) or any(
+            want not in (None, got) for got, want in zip(result.shape, shape)
+        ):
             raise StatisticError(
                 f"it returned shape {tuple(result.shape)}; its fields are {list(measure.fields)}"
             )

@@ -39,8 +39,8 @@ class Plan(Contents):
     references : mapping of (int, str) to int
         Position of a checkpoint and a role (``"previous"``, ``"partner"``, ``"ancestor"``) →
         position of the checkpoint it is compared with.
-    lr_sums : mapping of (int, str) to float
-        Sum of the learning rate between the two.
+    between : mapping of (int, str) to tuple of float
+        Sum of the learning rate between the two, of its square, and what weight decay leaves.
     statistics, states, against : tuple of str
     jobs : tuple of Job
     skipped : tuple of (str, str)

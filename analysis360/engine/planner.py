@@ -18,9 +18,10 @@ from analysis360.engine.work import Works
 from analysis360.errors import FormatError, MemoryBudgetError, StatisticError, StorageError
 from analysis360.formats import Index, index_checkpoint
 from analysis360.names import find_family, label
-from analysis360.stats import DEFAULT, STORED, statistics
+from analysis360.results.contents import together
+from analysis360.stats import BETWEEN, DEFAULT, STORED, statistics
 from analysis360.stats import states as derived
-from analysis360.stats.base import Whole
+from analysis360.stats.base import Measure, Whole
 from analysis360.storage import Store, open_store
 from analysis360.storage.local import LocalStore
 from analysis360.table import AGAINST
@@ -155,23 +156,35 @@ def plan(
     tensors, labels = _selected(run, entries, indices, skipped)
     adam = tuple(_adam(run, c, i) for c, i in zip(entries, indices))
     references = find_references(run, entries, against, skipped)
-    kept = _usable(wanted, run, entries, tensors, adam, references, against, states, skipped)
-    lr = run.learning_rate
-    sums = {
-        (c, role): lr.sum(min(a, b), max(a, b))
-        for (c, role), r in references.items()
-        for a, b in [(entries[r].step, entries[c].step)]
-        if lr is not None and a is not None and b is not None
-    }
+    kept = _usable(
+        wanted, run, entries, tensors, labels, adam, references, against, states, skipped
+    )
     made = Plan(
         name=run.name, checkpoints=tuple(entries), tensors=tensors, labels=labels, adam=adam,
-        references=references, lr_sums=sums, statistics=kept, states=states,
-        against=against, jobs=(), skipped=tuple(_counted(skipped)),
+        references=references, between=_between(run, entries, adam, references),
+        statistics=kept, states=states, against=against, jobs=(), skipped=tuple(_counted(skipped)),
         probes=tuple((c, *probe) for c, index in enumerate(indices) for probe in index.probes),
         memory=nbytes(memory), device=device, opened=opened,
     )  # fmt: skip
     made = _budgeted(_compiled(_with_jobs(made), compiled))
     return replace(made, rate=measure_rate(made)) if probe else made
+
+
+def _between(
+    run: Run,
+    entries: Sequence[Checkpoint],
+    adam: Sequence[Adam],
+    references: Mapping[tuple[int, str], int],
+) -> dict[tuple[int, str], tuple[float, float, float]]:
+    """Learning rates between each checkpoint and those it is compared with; empty if not known."""
+    found = {}
+    for (c, role), r in references.items():
+        first, last = sorted(e.step if e.step is not None else -1 for e in (entries[r], entries[c]))
+        if run.learning_rate is not None and first >= 0:
+            decay = adam[c].weight_decay
+            decay = math.nan if decay is None else decay
+            found[c, role] = run.learning_rate.between(first, last, decay)
+    return found
 
 
 def _compiled(made: Plan, wanted: bool | None) -> Plan:
@@ -337,6 +350,7 @@ def _usable(
     run: Run,
     entries: Sequence[Checkpoint],
     tensors: Sequence[Mapping[tuple[str, str], TensorInfo]],
+    labels: Mapping[str, Label],
     adam: Sequence[Adam],
     references: Mapping[tuple[int, str], int],
     against: Sequence[str],
@@ -351,13 +365,15 @@ def _usable(
     ]
     for found, a in zip(known, adam):
         found |= {name for name in Adam.__dataclass_fields__ if getattr(a, name) is not None}
-        found |= {"lr_sum"} if run.learning_rate is not None else set()
+        if run.learning_rate is not None:
+            found |= {"lr_sum", "lr_sq_sum"}
+            found |= {"decay"} if a.weight_decay is not None else set()
     kept = []
     for name in wanted:
         measures = statistics[name].measures
         named = {s for m in measures for s in m.named_states}
         inputs = (*statistics[name].inputs, *(s for m in measures for s in m.inputs))
-        told = {s for s in inputs if s in (*Adam.__dataclass_fields__, "step", "lr_sum")}
+        told = {s for s in inputs if s in (*Adam.__dataclass_fields__, *BETWEEN, "step")}
         lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
         unknown = [s for s in sorted(told) if not any(s in found for found in known)]
         if lacking and set(lacking) <= {"exp_avg", "exp_avg_sq"}:
@@ -366,6 +382,8 @@ def _usable(
             skipped.append((name, f"no {' or '.join(lacking)} in any selected checkpoint"))
         elif unknown:
             skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
+        elif any(isinstance(m, Whole) and m.of for m in measures) and not _placed(measures, labels):
+            skipped.append((name, "its modules are not together in any layer; try per_head=True"))
         elif any(m.pair for m in measures) and not references:
             skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
         else:
@@ -385,6 +403,12 @@ def _usable(
                     why = f"no {' or '.join(sorted(made_of - mine))} in it"
                     skipped.append((f"{c.name}: state {state}", why))
     return tuple(kept)
+
+
+def _placed(measures: Sequence[Measure], labels: Mapping[str, Label]) -> bool:
+    """Whether there are tensors for the steps that take several of a layer."""
+    steps = [m for m in measures if isinstance(m, Whole) and m.of]
+    return all(together(labels, m) for m in steps)
 
 
 def _no_optimizer(entries: Sequence[Checkpoint], wanted: Sequence[str]) -> str:
@@ -416,7 +440,7 @@ def _counted(skipped: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _with_jobs(made: Plan) -> Plan:
-    need = {s for m in made.measures for s in m.named_states}
+    need = {s for m in made.measures for s in (*m.named_states, *m.reference_states)}
     if any(not m.named_states for m in made.measures):
         need |= {s for made_of in made.made_of.values() for s in made_of}
     order: dict[str, tuple[int, ...]] = {}
@@ -425,7 +449,7 @@ def _with_jobs(made: Plan) -> Plan:
         for tensor in sorted(there, key=lambda t: (t.parts[0].file, t.parts[0].offset)):
             order.setdefault(tensor.name, tensor.shape)
     spectra = [m for m in made.measures if isinstance(m, Whole)]
-    whole = {n for n, shape in order.items() if any(m.ndim == len(shape) for m in spectra)}
+    whole = {n for n, shape in order.items() if any(m.fits(shape) and not m.of for m in spectra)}
     whole |= {  # the bytes of its rows lie between each other: taken by rows, each is read often
         name
         for mine in made.tensors
@@ -438,7 +462,8 @@ def _with_jobs(made: Plan) -> Plan:
         for (name, _), t in mine.items()
         if any(part.stride is not None and not part.interleaved for part in t.parts)
     }
-    jobs = schedule.group(order, whole, columns)
+    tied = [{*members} for m in spectra if m.of for members in together(made.labels, m).values()]
+    jobs = schedule.group(order, whole, columns, tied)
     return replace(made, jobs=tuple(Job(cut) for cut in jobs))
 
 
@@ -477,11 +502,18 @@ def _budgeted(made: Plan) -> Plan:
 def _workspace(made: Plan, job: Job) -> int:
     """Workspace of the whole-matrix steps of a checkpoint that may run at once."""
     spectra = [m for m in made.measures if isinstance(m, Whole)]
-    shapes = [made.shape(name) for name in job.spans] if spectra else []
-    # A derived state is made of float32 copies of what is stored, and of one more of its own
-    copies = [len(of) + 1 if s not in STORED else 0 for s, of in made.made_of.items()]
-    sizes = [
-        m.workspace(s) + 4 * math.prod(s) * more
-        for m in spectra for s in shapes if len(s) == m.ndim for more in copies
-    ]  # fmt: skip
+    sizes = []
+    for m in spectra:
+        tied = together(made.labels, m) if m.of else {}
+        for name in job.spans:
+            shape = made.shape(name)
+            if not m.fits(shape) or (m.of and name not in tied):
+                continue
+            shapes = tuple(made.shape(member) for member in tied.get(name, (name,)))
+            work = m.workspace(shapes if m.of else shape)
+            both = 2 if m.pair else 1
+            # A derived state is made of float32 copies of what is stored, and one more of its own
+            for state, of in made.made_of.items():
+                copies = both * (len(of) + 1) if state not in STORED else 0
+                sizes.append(work + 4 * copies * sum(math.prod(one) for one in shapes))
     return sum(sorted(sizes)[-workers() :])

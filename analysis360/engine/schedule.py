@@ -130,6 +130,7 @@ def group(
     order: Mapping[str, Sequence[int]],
     whole: AbstractSet[str],
     columns: Mapping[str, str] | None = None,
+    together: Iterable[AbstractSet[str]] = (),
 ) -> list[tuple[Block, ...]]:
     """Put blocks into jobs: tensors held whole and big blocks alone, small tensors together.
 
@@ -142,12 +143,21 @@ def group(
     columns : mapping of str to str, optional
         Tensors that are columns of a stored matrix, to the name of that. Blocks of the same rows
         are taken together: their bytes lie between each other.
+    together : iterable of set of str, optional
+        Tensors that a step takes together: a job of their own, all of them whole. Sets that share
+        a tensor are one.
     """
     jobs: list[tuple[Block, ...]] = []
     small: list[Block] = []
     filled = 0
     beside = _beside(order, columns or {})
+    tied = _tied(together, beside)
     for name, shape in order.items():
+        if name in tied:
+            mine = [n for n in order if n in tied[name]]
+            if name == mine[0]:
+                jobs.append(tuple(block for n in mine for block in blocks(n, order[n])))
+            continue
         names = beside.get(name, (name,))
         numel = math.prod(shape)
         if numel * len(names) >= BLOCK // 2:
@@ -162,6 +172,18 @@ def group(
         small += blocks(name, shape)
         filled += numel
     return [*jobs, tuple(small)] if small else jobs
+
+
+def _tied(
+    together: Iterable[AbstractSet[str]], beside: Mapping[str, tuple[str, ...]]
+) -> dict[str, set[str]]:
+    """Tensor to all that it must be in one job with."""
+    found: dict[str, set[str]] = {}
+    for names in together:
+        every = {other for name in names for other in beside.get(name, (name,))}
+        every |= {other for name in every for other in found.get(name, ())}
+        found |= dict.fromkeys(every, every)
+    return found
 
 
 def _beside(

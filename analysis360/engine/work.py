@@ -131,15 +131,24 @@ class Works:
         """What entries read, and the last checkpoint at which each is used."""
         until: dict[Place, int] = {}
         for entry in entries:
-            stored = self.contents.stored(entry)
-            if "exp_avg" in stored or "exp_avg_sq" in stored:
-                stored = (*stored, "step")
-            for at in {entry.position, entry.reference} - {-1}:
-                for state in stored:
-                    place = (at, entry.name, state)
-                    if place[1:] in self.contents.tensors[at]:
-                        until[place] = max(entry.position, until.get(place, 0))
+            places = [
+                (at, name, state)
+                for at, stored in (
+                    (entry.position, self.contents.stored(entry)),
+                    (entry.reference, self.contents.stored_there(entry)),
+                )
+                for name in self.contents.members(entry)
+                for state in _with_step(stored)
+            ]
+            for place in places:
+                if place[1:] in self.contents.tensors[place[0]]:
+                    until[place] = max(entry.position, until.get(place, 0))
         return until
+
+
+def _with_step(stored: tuple[str, ...]) -> tuple[str, ...]:
+    """Moments need the step that corrects their bias."""
+    return (*stored, "step") if {"exp_avg", "exp_avg_sq"} & {*stored} else stored
 
 
 @lru_cache(maxsize=256)

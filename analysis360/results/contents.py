@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from analysis360.core import Adam, Checkpoint, Label, Part, TensorInfo
-from analysis360.stats import SCALARS, STORED, Accumulator, states, statistics
+from analysis360.stats import SCALARS, STORED, Whole, states, statistics
 from analysis360.stats.base import Measure
 
 __all__ = ["Contents", "Entry", "Key", "measure_key"]
@@ -58,7 +58,7 @@ class Contents:
     labels: Mapping[str, Label]
     adam: tuple[Adam, ...]
     references: Mapping[tuple[int, str], int]
-    lr_sums: Mapping[tuple[int, str], float]
+    between: Mapping[tuple[int, str], tuple[float, float, float]]
     statistics: tuple[str, ...]
     states: tuple[str, ...]
     against: tuple[str, ...]
@@ -92,6 +92,24 @@ class Contents:
         """Stored states that an entry reads."""
         return entry.measure.named_states or self.made_of[entry.state]
 
+    def stored_there(self, entry: Entry) -> tuple[str, ...]:
+        """Stored states that an entry reads of the checkpoint it is compared with."""
+        if entry.measure.named_states:
+            return entry.measure.reference_states
+        return self.made_of[entry.state] if entry.measure.pair else ()
+
+    def members(self, entry: Entry) -> tuple[str, ...]:
+        """Tensors that an entry is made of, in the order of its step's `of`; one if it has none."""
+        if isinstance(entry.measure, Whole) and entry.measure.of:
+            return self._together[entry.measure][entry.name]
+        return (entry.name,)
+
+    @cached_property
+    def _together(self) -> dict[Measure, dict[str, tuple[str, ...]]]:
+        """Step that takes several tensors → tensor of the first module → those of all."""
+        steps = [m for m in self.measures if isinstance(m, Whole) and m.of]
+        return {step: together(self.labels, step) for step in steps}
+
     def entries(
         self, position: int, name: str, measures: Sequence[Measure] | None = None
     ) -> Iterator[Entry]:
@@ -103,21 +121,33 @@ class Contents:
             if (other := self.references.get((position, role))) is not None
         ]
         for measure in self.measures if measures is None else measures:
-            if measure.named_states:
-                if all((name, s) in mine for s in measure.named_states):
-                    yield Entry(position, name, measure, "adam")
+            if not measure.fits(self._shapes[name]):
                 continue
-            if not isinstance(measure, Accumulator) and measure.ndim != len(self._shapes[name]):
-                continue
-            for state, made_of in self.made_of.items():
+            named = measure.named_states
+            for state, made_of in ({"adam": named} if named else self.made_of).items():
                 if any((name, s) not in mine for s in made_of):
                     continue
                 if not measure.pair:
-                    yield Entry(position, name, measure, state)
+                    if self._has_members(mine, name, measure, made_of):
+                        yield Entry(position, name, measure, state)
                     continue
+                needed = measure.reference_states if named else made_of
                 for role, other, theirs in others:
-                    if all((name, s) in theirs for s in made_of):
+                    if all((name, s) in theirs for s in needed):
                         yield Entry(position, name, measure, state, role, other)
+
+    def _has_members(
+        self,
+        mine: Mapping[tuple[str, str], TensorInfo],
+        name: str,
+        measure: Measure,
+        made_of: Sequence[str],
+    ) -> bool:
+        """Whether all tensors are there that a step takes together with this one."""
+        if not isinstance(measure, Whole) or not measure.of:
+            return True
+        members = self._together[measure].get(name, ())
+        return bool(members) and all((m, s) in mine for m in members for s in made_of)
 
     def key_of(self, entry: Entry) -> Key:
         """What stored sums are found by: all that their values depend on.
@@ -139,10 +169,10 @@ class Contents:
 
     def _given(self, entry: Entry) -> str:
         """Hyper-parameters that enter an entry's sums (not those that follow from the tensor)."""
-        names = set(entry.measure.inputs)
+        names = {name.removeprefix("reference_") for name in entry.measure.inputs}
         if entry.state in states:
             names |= set(states[entry.state].inputs)
-        names &= set(SCALARS) - {"numel", "shape", "dtype"}
+        names &= set(SCALARS) - {"numel", "shape", "dtype"}  # `reference_step` counts as `step`
         if not names:
             return ""
         known = self.scalars(entry.position, entry.name)
@@ -158,7 +188,7 @@ class Contents:
         decay = adam.weight_decay if len(self._shapes[name]) > 1 else 0.0
         found = {
             "step": checkpoint.step, "beta1": adam.beta1, "beta2": adam.beta2, "eps": adam.eps,
-            "lr": adam.lr, "weight_decay": decay, "lr_sum": None,
+            "lr": adam.lr, "weight_decay": decay, "clip": adam.clip,
         }  # fmt: skip
         return {k: math.nan if v is None else float(v) for k, v in found.items()}
 
@@ -176,7 +206,7 @@ class Contents:
             "labels": {name: asdict(label) for name, label in self.labels.items()},
             "adam": [asdict(a) for a in self.adam],
             "references": [[c, role, r] for (c, role), r in self.references.items()],
-            "lr_sums": [[c, role, value] for (c, role), value in self.lr_sums.items()],
+            "between": [[c, role, *values] for (c, role), values in self.between.items()],
             "statistics": list(self.statistics),
             "states": list(self.states),
             "against": list(self.against),
@@ -195,11 +225,49 @@ class Contents:
             "labels": {name: Label(**value) for name, value in said["labels"].items()},
             "adam": tuple(Adam(**a) for a in said["adam"]),
             "references": {(c, role): r for c, role, r in said["references"]},
-            "lr_sums": {(c, role): value for c, role, value in said["lr_sums"]},
+            "between": {(c, role): (a, b, d) for c, role, a, b, d in said["between"]},
             "statistics": tuple(said["statistics"]),
             "states": tuple(said["states"]),
             "against": tuple(said["against"]),
         }
+
+
+def together(labels: Mapping[str, Label], step: Whole) -> dict[str, tuple[str, ...]]:
+    """Weights that a step takes together, of one layer and head: the first → all.
+
+    Where a module has fewer heads, some share one; where it has none, all do. Left out is what is
+    not told apart: two weights in one place.
+
+    Examples
+    --------
+    >>> def step(query, key): ...
+    >>> step = Whole("", step, (), {}, 2, len, of={"query": "attn.q", "key": "attn.k"})
+    >>> heads = {f"q[{h}]": Label(0, "attn.q", "weight", None, h) for h in range(4)}
+    >>> heads |= {f"k[{h}]": Label(0, "attn.k", "weight", None, h) for h in range(2)}
+    >>> together(heads, step)["q[3]"]
+    ('q[3]', 'k[1]')
+    """
+    modules = tuple(step.of.values())
+    placed: dict[tuple[str, int | None], dict[int | None, list[str]]] = {}
+    for name, label in labels.items():
+        if label.module in modules and label.param == "weight":
+            at = placed.setdefault((label.module, label.layer), {})
+            at.setdefault(label.head, []).append(name)
+    found = {}
+    for (module, layer), mine in placed.items():
+        for head in mine if module == modules[0] else ():
+            every = [_counterpart(placed.get((m, layer), {}), head, len(mine)) for m in modules]
+            members = [names[0] for names in every if len(names) == 1]
+            if len(members) == len(modules) and not (step.by_head and head is None):
+                found[members[0]] = tuple(members)
+    return found
+
+
+def _counterpart(there: Mapping[int | None, list[str]], head: int | None, heads: int) -> list[str]:
+    """Weights of a module that belong to one of `heads` heads of another."""
+    if None in there or head is None:
+        return there.get(None, [])
+    return there.get(head * len(there) // heads, [])
 
 
 def measure_key(name: str, version: int) -> str:

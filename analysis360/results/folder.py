@@ -14,7 +14,7 @@ import pandas as pd
 from analysis360.errors import TableError
 from analysis360.results.contents import Contents, measure_key
 from analysis360.results.parts import Parts
-from analysis360.results.table import tabulate
+from analysis360.results.table import tabulate, vectors
 from analysis360.stats import statistics as registry
 
 __all__ = ["load_table", "read_provenance"]
@@ -27,6 +27,7 @@ def load_table(
     *,
     by: str = "tensor",
     statistics: Sequence[str] | None = None,
+    kind: str = "numbers",
 ) -> pd.DataFrame:
     r"""Make the measured table from a results folder.
 
@@ -42,17 +43,21 @@ def load_table(
         NaN above ``"tensor"``.
     statistics : sequence of str, optional
         Any registered statistics whose sums were measured; by default those of the plan.
+    kind : {"numbers", "vectors"}
+        With ``"vectors"`` what the statistics were taken of, where that is an array: singular
+        values, histograms, sums of rows and columns. Only by tensor.
 
     Returns
     -------
     DataFrame
-        Columns as in `analysis360.table`: key, information, one column per statistic.
+        Columns as in `analysis360.table`: key, information, one column per statistic. Of vectors
+        one row each: key, information, ``vector`` (its name), and ``values`` (a float64 array).
 
     Raises
     ------
     TableError
-        If there is no plan in the folder, a statistic's sums are not in it, or it is unfinished and
-        a coarser level is asked for.
+        If there is no plan in the folder, a statistic's sums are not in it, it is unfinished and a
+        coarser level is asked for, or there is no such kind.
     StatisticError
         If a statistic is unknown.
     """
@@ -61,7 +66,12 @@ def load_table(
     wanted = list(contents.statistics if statistics is None else statistics)
     parts = Parts(folder)
     _check_measured(wanted, parts, contents)
-    table, missing = tabulate(contents, parts, wanted, by)
+    if kind not in ("numbers", "vectors") or (kind == "vectors" and by != "tensor"):
+        raise TableError(f"kind={kind!r}, by={by!r}: allowed are numbers, and vectors by tensor")
+    if kind == "vectors":
+        table, missing = vectors(contents, parts, wanted)
+    else:
+        table, missing = tabulate(contents, parts, wanted, by)
     if missing:
         count = len({name for mine in contents.tensors for name, _ in mine})
         said = f"{folder} is unfinished: {count - len(missing)} of {count} tensors are done"

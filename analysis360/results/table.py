@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,21 @@ import pyarrow as pa
 from analysis360.errors import StatisticError, TableError
 from analysis360.results.contents import Contents, Entry, Key, measure_key
 from analysis360.results.parts import KEYS, Parts
-from analysis360.stats import Statistic, Whole, gather, merge, statistics
-from analysis360.stats.base import Measure, Values
-from analysis360.table import INFO, KEY, check_table
+from analysis360.stats import (
+    BETWEEN,
+    SCALARS,
+    Statistic,
+    Whole,
+    field_owner,
+    gather,
+    is_vector,
+    merge,
+    statistics,
+)  # fmt: skip
+from analysis360.stats.base import Measure, Values, merge_columns
+from analysis360.table import INFO, KEY, as_keyed, check_table
 
-__all__ = ["LEVELS", "tabulate"]
+__all__ = ["LEVELS", "tabulate", "vectors"]
 
 LEVELS = {
     "tensor": list(KEY),
@@ -27,14 +38,17 @@ LEVELS = {
     "all": ["run", "branch", "number", "step", "tokens", "state", "against"],
 }
 
-NUMBERS = ("opt_step", "beta1", "beta2", "eps", "lr", "lr_sum", "weight_decay")
+NUMBERS = ("opt_step", "beta1", "beta2", "eps", "lr", "weight_decay", "clip", *BETWEEN)
 """Scalars of a row; `opt_step` is the scalar that statistics call ``step``."""
+
+TEXTS = ("shape", "dtype", "reference_dtype")
 
 ORDER = ["run", "branch", "step", "number", "layer", "name", "module", "state", "against"]
 
 Place = tuple[int, str, str, str]  # checkpoint, name, state, against
 Ints = npt.NDArray[np.intp]
-Fields = dict[str, tuple[Values, npt.NDArray[np.bool_]]]  # by row, and where there is one
+Column = npt.NDArray[Any]  # float64, or objects: an array a row
+Fields = dict[str, tuple[Column, npt.NDArray[np.bool_]]]  # by row, and where there is one
 
 
 @dataclass
@@ -45,6 +59,7 @@ class _Rows:
     entries: list[Entry] = field(default_factory=list)
     opt_step: dict[int, float] = field(default_factory=dict)
     fields: dict[Measure, tuple[npt.NDArray[np.intp], Values]] = field(default_factory=dict)
+    vectors: dict[str, tuple[npt.NDArray[np.intp], Column]] = field(default_factory=dict)
 
     def row(self, entry: Entry) -> int:
         place = (entry.position, entry.name, entry.state, entry.against)
@@ -78,8 +93,7 @@ def tabulate(
     """
     if by not in LEVELS:
         raise TableError(f"unknown level {by!r}; allowed: {', '.join(LEVELS)}")
-    used = tuple(dict.fromkeys(m for name in wanted for m in statistics[name].measures))
-    rows, missing = _gathered(contents, parts, used)
+    rows, missing = _gathered(contents, parts, _measures(wanted))
     entries = [statistics[name] for name in wanted]
     if not rows.entries:
         empty = pd.DataFrame(columns=[*KEY, *INFO, *wanted])
@@ -90,6 +104,49 @@ def tabulate(
         return _table(info[kept], _fields(rows), entries, kept), missing
     level, fields = _merged(info, rows, LEVELS[by])
     return _table(level, fields, entries, np.ones(len(level), bool), by), missing
+
+
+def vectors(
+    contents: Contents, parts: Parts, wanted: Sequence[str]
+) -> tuple[pd.DataFrame, set[str]]:
+    """Histograms, rows, columns and spectra that statistics rest on: one row each.
+
+    Parameters
+    ----------
+    contents, parts, wanted
+        As in `tabulate`.
+
+    Returns
+    -------
+    vectors : DataFrame
+        Key, information, ``vector`` (its name) and ``values`` (an array).
+    missing : set of str
+        Names of the tensors of which a block is missing somewhere.
+    """
+    named = dict.fromkeys(
+        n for name in wanted for n in statistics[name].inputs if n not in SCALARS and is_vector(n)
+    )
+    used = tuple(dict.fromkeys(field_owner(name) for name in named))
+    rows, missing = _gathered(contents, parts, used)
+    if not rows.entries:
+        empty = pd.DataFrame(columns=[*KEY, *INFO, "vector", "values"])
+        return as_keyed(empty), missing
+    info, fields = _described(contents, rows), _fields(rows)
+    pieces = []
+    for name in named:
+        _, there = fields[name] if name in fields else fields[f"{name}[0]"]
+        kept = there & ~info["name"].isin(missing).to_numpy()
+        piece = info.loc[kept, [*KEY, *INFO]].assign(vector=name)
+        mine = {f: v[kept] for f, (v, _) in fields.items() if f.partition("[")[0] == name}
+        pieces.append(piece.assign(values=list(gather(mine, name))))
+    found = pd.concat(pieces).astype({c: "Int64" for c, t in KEY.items() if t == "Int64"})
+    order = [*ORDER, "vector"]
+    found = found.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+    return as_keyed(found), missing
+
+
+def _measures(wanted: Sequence[str]) -> tuple[Measure, ...]:
+    return tuple(dict.fromkeys(m for name in wanted for m in statistics[name].measures))
 
 
 def _gathered(contents: Contents, parts: Parts, used: Sequence[Measure]) -> tuple[_Rows, set[str]]:
@@ -104,13 +161,14 @@ def _gathered(contents: Contents, parts: Parts, used: Sequence[Measure]) -> tupl
         ]
         keys = [contents.key_of(entry) for entry in entries]
         name = measure_key(measure.name, measure.version)
-        sums, steps, whole = _blocks(
+        sums, more, steps, whole = _blocks(
             measure, parts.rows(name, {key[0] for key in keys}), keys,
             [contents.rows(entry.name) for entry in entries],
         )  # fmt: skip
         missing |= {entry.name for entry, there in zip(entries, whole) if not there}
         at = np.array([rows.row(entry) for entry in entries], dtype=np.intp)
         rows.fields[measure] = (at, sums)
+        rows.vectors |= {name: (at, arrays) for name, arrays in more.items()}
         for row, step in zip(at, steps):
             if not np.isnan(step):
                 rows.opt_step[int(row)] = step
@@ -119,11 +177,12 @@ def _gathered(contents: Contents, parts: Parts, used: Sequence[Measure]) -> tupl
 
 def _blocks(
     measure: Measure, table: pa.Table, keys: Sequence[Key], lengths: Sequence[int]
-) -> tuple[Values, Values, npt.NDArray[np.bool_]]:
-    """Fields of each key, merged over blocks in their order; the optimizer step; what is whole."""
+) -> tuple[Values, dict[str, Column], Values, npt.NDArray[np.bool_]]:
+    """Fields and vectors of each key, merged over blocks; the optimizer step; what is whole."""
     groups: dict[Key, int] = {}  # two roles may be played by one checkpoint
     of = np.array([groups.setdefault(key, len(groups)) for key in keys], dtype=np.intp)
     sums = np.full((len(groups), len(measure.fields)), np.nan)
+    arrays = {name: np.full(len(groups), None, dtype=object) for name in _vectors(measure)}
     steps, covered = np.full(len(groups), np.nan), np.zeros(len(groups), dtype=np.int64)
     code = _codes(table, groups)
     start, stop = table["start"].to_numpy(), table["stop"].to_numpy()
@@ -131,15 +190,49 @@ def _blocks(
     if len(order):
         code = code[order]
         first = np.flatnonzero(np.diff(code, prepend=-1)).astype(np.intp)
-        flat = table["values"].combine_chunks().flatten().to_numpy()
-        values = flat.reshape(len(table), -1)[order]
         there = code[first]
         with np.errstate(all="ignore"):
-            whole = isinstance(measure, Whole)
-            sums[there] = values[first] if whole else merge(measure.fields, values, first)
+            if arrays:
+                for group, mine in zip(there, np.split(order, first[1:])):
+                    sums[group], made = _long(measure, _stored(table, mine))
+                    for name, values in made.items():
+                        arrays[name][group] = values
+            else:
+                flat = table["values"].combine_chunks().flatten().to_numpy()
+                values = flat.reshape(len(table), -1)[order]
+                whole = isinstance(measure, Whole)
+                sums[there] = values[first] if whole else merge(measure.fields, values, first)
         steps[there] = table["opt_step"].to_numpy()[order][first]
         covered[there] = np.add.reduceat((stop - start)[order], first)
-    return sums[of], steps[of], covered[of] == np.asarray(lengths, dtype=np.int64)
+    found = {name: values[of] for name, values in arrays.items()}
+    return sums[of], found, steps[of], covered[of] == np.asarray(lengths, dtype=np.int64)
+
+
+def _vectors(measure: Measure) -> tuple[str, ...]:
+    """Results of a measure that are an array of any length."""
+    if isinstance(measure, Whole):
+        return (measure.vector,) if measure.vector else ()
+    return tuple(measure.fields) if measure.axis else ()
+
+
+def _stored(table: pa.Table, rows: Ints) -> list[Values]:
+    """Stored values of some rows."""
+    return [np.asarray(table["values"][int(row)].values.to_numpy()) for row in rows]
+
+
+def _long(measure: Measure, blocks: Sequence[Values]) -> tuple[Values, dict[str, Values]]:
+    """Fields and vectors of one tensor, from those of its blocks in order."""
+    fields = measure.fields
+    if isinstance(measure, Whole):
+        values = blocks[0]
+        assert measure.vector
+        return values[: len(fields)], {measure.vector: values[len(fields) :]}
+    shaped = [block.reshape(len(fields), -1) for block in blocks]
+    if measure.axis == "rows":
+        whole = np.concatenate(shaped, axis=1)
+    else:
+        whole = reduce(lambda one, other: merge_columns(fields, one, other), shaped)
+    return np.full(len(fields), np.nan), dict(zip(fields, whole))
 
 
 def _once(code: Ints, start: Ints, stop: Ints, lengths: Mapping[int, int]) -> Ints:
@@ -202,7 +295,12 @@ def _row(contents: Contents, rows: _Rows, at: int, entry: Entry) -> dict[str, An
     compared = contents.checkpoints[entry.reference] if entry.against else None
     known = contents.scalars(entry.position, entry.name)
     known["opt_step"] = rows.opt_step.get(at, known.pop("step"))
-    known["lr_sum"] = contents.lr_sums.get((entry.position, entry.against), np.nan)
+    between = contents.between.get((entry.position, entry.against), (np.nan,) * 3)
+    known |= dict(zip(BETWEEN, between))
+    if len(contents.shape(entry.name)) < 2 and np.isfinite(between[0]):
+        known["decay"] = 1.0  # as their weight decay is none
+    there = contents.stored_there(entry)
+    other = contents.tensors[entry.reference][entry.name, there[0]] if there else None
     return {
         "run": contents.name, "branch": checkpoint.branch, "number": checkpoint.number,
         "step": checkpoint.step, "tokens": checkpoint.tokens, "name": entry.name,
@@ -212,13 +310,14 @@ def _row(contents: Contents, rows: _Rows, at: int, entry: Entry) -> dict[str, An
         "dtype": info.dtype, "shape": "x".join(map(str, info.shape)), "numel": info.numel,
         "reference": "" if compared is None else compared.name,
         "reference_step": None if compared is None else compared.step,
+        "reference_dtype": "" if other is None else other.dtype,
         **known,
     }  # fmt: skip
 
 
 def _fields(rows: _Rows) -> Fields:
     """Each field as a column over the rows, and in which rows it was measured."""
-    found = {}
+    found: Fields = {}
     for measure, (at, sums) in rows.fields.items():
         there = np.zeros(len(rows.entries), dtype=bool)
         there[at] = True
@@ -226,6 +325,11 @@ def _fields(rows: _Rows) -> Fields:
             values = np.full(len(rows.entries), np.nan)
             values[at] = sums[:, column]
             found[name] = (values, there)
+    for name, (places, arrays) in rows.vectors.items():
+        vectors = np.full(len(rows.entries), None, dtype=object)
+        there = np.zeros(len(rows.entries), dtype=bool)
+        vectors[places], there[places] = arrays, True
+        found[name] = (vectors, there)
     return found
 
 
@@ -238,7 +342,7 @@ def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFr
     for measure, (at, sums) in rows.fields.items():
         there = np.zeros(len(first), dtype=bool)
         merged = np.full((len(first), len(measure.fields)), np.nan)
-        if not isinstance(measure, Whole):
+        if {*measure.fields.values()} - {"none", "rows"} and not _vectors(measure):
             order = np.argsort(code[at], kind="stable")
             groups = code[at][order]
             starts = np.flatnonzero(np.diff(groups, prepend=-1)).astype(np.intp)
@@ -247,6 +351,8 @@ def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFr
                 merged[groups[starts]] = merge(measure.fields, sums[order], starts)
         for column, name in enumerate(measure.fields):
             fields[name] = (merged[:, column], there)
+        none = np.full(len(first), None, dtype=object)
+        fields |= dict.fromkeys(_vectors(measure), (none, np.zeros(len(first), dtype=bool)))
     level = info.iloc[first].copy()
     once = ~pd.DataFrame({"group": code, "name": info["name"].to_numpy()}).duplicated().to_numpy()
     counts = info["numel"].to_numpy(dtype=np.float64)[once]  # each tensor once
@@ -257,7 +363,10 @@ def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFr
         level[scalar] = np.where(low == high, low, np.nan)
     for key in set(KEY) - set(keys):
         level[key] = None if KEY[key] == "Int64" else ""
-    level[["key", "dtype", "shape"]] = ""
+    for text in ("dtype", "reference_dtype"):
+        values = info.groupby(code)[text]
+        level[text] = values.first().where(values.nunique() == 1, "").to_numpy()
+    level[["key", "shape"]] = ""
     return level, fields
 
 
@@ -270,8 +379,8 @@ def _table(
 ) -> pd.DataFrame:
     keys = LEVELS[by]
     fields = {name: (values[kept], there[kept]) for name, (values, there) in fields.items()}
-    owner = _owners(info, keys)
-    columns = {e.name: _column(e, info, fields, owner) for e in entries}
+    owners = _owners(info, keys)
+    columns = {e.name: _column(e, info, fields, owners) for e in entries}
     table = info[[*KEY, *INFO]].reset_index(drop=True)
     for name, values in columns.items():
         table[name] = values
@@ -281,8 +390,8 @@ def _table(
     )
 
 
-def _owners(info: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]:
-    """Row whose sums each row may use too, or -1.
+def _owners(info: pd.DataFrame, keys: list[str]) -> list[npt.NDArray[np.intp]]:
+    """Rows whose sums each row may use too, or -1; the nearest first.
 
     A comparison sees its tensor's own sums, and the moments those of their weights.
     """
@@ -290,21 +399,25 @@ def _owners(info: pd.DataFrame, keys: list[str]) -> npt.NDArray[np.intp]:
     places = list(said.itertuples(index=False, name=None))
     at = {place: row for row, place in enumerate(places)}
     against, state = keys.index("against"), keys.index("state")
-    found = np.full(len(places), -1, dtype=np.intp)
-    for row, place in enumerate(places):
-        other = list(place)
-        if place[against]:
-            other[against] = ""
-        elif place[state] == "adam":
-            other[state] = "weight"
-        else:
-            continue
-        found[row] = at.get(tuple(other), -1)
-    return found
+
+    def other(place: tuple[Any, ...], alone: bool, weight: bool) -> int:
+        changed = list(place)
+        if alone:
+            changed[against] = ""
+        if weight and place[state] == "adam":
+            changed[state] = "weight"
+        found = at.get(tuple(changed), -1)
+        return -1 if tuple(changed) == place else found
+
+    ways = ((True, False), (False, True), (True, True))
+    return [np.array([other(p, *way) for p in places], dtype=np.intp) for way in ways]
 
 
 def _column(
-    entry: Statistic, info: pd.DataFrame, fields: Fields, owner: npt.NDArray[np.intp]
+    entry: Statistic,
+    info: pd.DataFrame,
+    fields: Fields,
+    owners: Sequence[npt.NDArray[np.intp]],
 ) -> Values:
     """One statistic over all rows; NaN where it is not for this row, or a sum is missing."""
     pair = any(m.pair for m in entry.measures)
@@ -315,14 +428,18 @@ def _column(
     for name in entry.inputs:
         if name in fields or f"{name}[0]" in fields:
             _, there = fields[name] if name in fields else fields[f"{name}[0]"]
-            values = gather({f: v for f, (v, _) in fields.items() if f.startswith(name)}, name)
-            theirs = there[owner] & (owner >= 0)
-            mine = np.where(there, np.arange(len(there)), owner)
-            given.append(values[mine])
-            fits &= there | theirs
+            mine = np.arange(len(there))
+            for owner in owners:
+                mine = np.where(there[mine] | (owner < 0), mine, owner)
+            same = {f: v for f, (v, _) in fields.items() if f.partition("[")[0] == name}
+            given.append(gather(same, name)[mine])
+            fits &= there[mine]
         else:
-            stored = info["opt_step" if name == "step" else name].to_numpy()
-            given.append(stored if name in ("shape", "dtype") else stored.astype(np.float64))
+            stored = info["opt_step" if name == "step" else name]
+            numbers = name not in TEXTS
+            given.append(
+                stored.to_numpy(np.float64, na_value=np.nan) if numbers else stored.to_numpy()
+            )
     values = np.full(len(info), np.nan)
     with np.errstate(all="ignore"):
         for row in np.flatnonzero(fits):

@@ -12,6 +12,8 @@ A new statistic is one function::
 
 from analysis360.stats import adam, bins, change, moments, spectrum
 from analysis360.stats.base import (
+    BETWEEN,
+    REFERENCES,
     SCALARS,
     STORED,
     Accumulator,
@@ -22,6 +24,7 @@ from analysis360.stats.base import (
     accumulators,
     field_owner,
     gather,
+    is_vector,
     merge,
     state,
     states,
@@ -33,9 +36,10 @@ from analysis360.stats.base import (
 )  # fmt: skip
 
 __all__ = [
-    "DEFAULT", "SCALARS", "STORED", "Accumulator", "State", "Statistic", "Whole", "accumulator",
-    "accumulators", "adam", "bins", "change", "field_owner", "gather", "merge", "moments",
-    "spectrum", "state", "states", "statistic", "statistics", "vector", "whole", "wholes",
+    "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
+    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
+    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
+    "vector", "whole", "wholes",
 ]  # fmt: skip
 
 DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})

@@ -4,11 +4,12 @@
     A derived array, element by element: ``update(exp_avg, exp_avg_sq, …)``.
 ``accumulator``
     One tile of named arrays → a few float64 sums, counts or extrema, that merge over tiles, blocks,
-    tensors and machines.
+    tensors and machines; or one for each row or column of a matrix.
 ``whole``
-    A whole matrix → a few float64 numbers, for what is no function of sums (spectra).
+    A whole matrix, or several of a layer → a few float64 numbers and perhaps a vector, for what is
+    no function of sums (spectra).
 ``statistic``
-    Results of the above and scalars → one number. It sees numbers, never arrays.
+    Results of the above and scalars → one number. It never sees a tensor.
 
 The names of a function's parameters are its inputs, checked when it is registered. This module and
 the statistics need numpy only; arrays are torch tensors, and torch is imported to measure them.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "BETWEEN",
+    "REFERENCES",
     "SCALARS",
     "STORED",
     "Accumulator",
@@ -42,7 +45,9 @@ __all__ = [
     "accumulators",
     "field_owner",
     "gather",
+    "is_vector",
     "merge",
+    "merge_columns",
     "state",
     "states",
     "statistic",
@@ -55,12 +60,24 @@ __all__ = [
 Values = npt.NDArray[np.float64]
 
 SCALARS = (
-    "numel", "shape", "dtype", "step", "beta1", "beta2", "eps", "lr", "lr_sum", "weight_decay",
+    "numel", "shape", "dtype", "step", "beta1", "beta2", "eps", "lr", "weight_decay", "clip",
+    "lr_sum", "lr_sq_sum", "decay", "reference_step", "reference_dtype",
 )  # fmt: skip
-"""Scalars that any registered function may name. `step` is the optimizer's, per parameter."""
+"""Scalars that a statistic may name; accumulators and whole-matrix steps all up to `clip`, and
+`reference_step`.
+
+`step` is the optimizer's, per parameter. Over the steps between two checkpoints that are compared,
+`lr_sum` is the sum of the learning rate, `lr_sq_sum` that of its square, and `decay` what weight
+decay alone would have left of a weight: the product of 1 − lr · weight_decay."""
+
+BETWEEN = ("lr_sum", "lr_sq_sum", "decay")
+"""Scalars of the time between two checkpoints; no sum depends on them."""
 
 STORED = ("weight", "exp_avg", "exp_avg_sq", "master")
 """States that a checkpoint may store for a parameter, besides the scalar ``step``."""
+
+REFERENCES = {f"reference_{name}": name for name in STORED}
+"""Parameter name to the stored state of the other checkpoint that it stands for."""
 
 MOMENTS = ("mean", "m2", "m3", "m4")
 """Mean and central moments: fields that merge together, with the field ``count``."""
@@ -88,11 +105,13 @@ class Accumulator:
     ----------
     inputs : tuple of str
         ``tensor`` (any requested state), ``reference`` (the same state of another checkpoint),
-        stored states by name, and scalars.
+        stored states by name, those of the other checkpoint as ``reference_<state>``, and scalars.
     fields : mapping of str to str
-        Result name to how it merges: ``sum``, ``max``, ``min`` or ``moments``.
+        Result name to how it merges: ``sum``, ``max``, ``min``, ``moments`` or ``rows``.
     version : int
         Raised when the definition changes, so that stored results of the old one are not reused.
+    axis : {None, "rows", "columns"}
+        Whether it gives one number a field, or one for each row or column of a matrix.
     """
 
     name: str
@@ -100,6 +119,61 @@ class Accumulator:
     inputs: tuple[str, ...]
     fields: Mapping[str, str]
     version: int = 1
+    axis: str | None = None
+
+    @property
+    def pair(self) -> bool:
+        """Whether it compares two checkpoints."""
+        return any(name == "reference" or name in REFERENCES for name in self.inputs)
+
+    @property
+    def named_states(self) -> tuple[str, ...]:
+        """Stored states it names; empty if it takes any state as ``tensor``."""
+        return tuple(name for name in self.inputs if name in STORED)
+
+    @property
+    def reference_states(self) -> tuple[str, ...]:
+        """Stored states of the other checkpoint that it names."""
+        return tuple(REFERENCES[name] for name in self.inputs if name in REFERENCES)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can be measured: rows and columns are a matrix's."""
+        return self.axis is None or len(shape) >= 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """A function of whole tensors that returns one float64 per field, and perhaps a vector.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        ``tensor``, ``reference``, or the names in `of`; and scalars.
+    fields : mapping of str to str
+        Result name to how it merges over tensors: ``max``, ``sum``, or ``none``.
+    ndim : int
+        Dimensions of the tensors that it takes.
+    workspace : callable
+        Bytes it needs above the stored tensors, from the shape (from a tuple of shapes with `of`).
+    vector : str or None
+        Name of what is returned after the fields, however long it is.
+    of : mapping of str to str
+        Parameter name to module, for steps that take several tensors of one layer (and head). The
+        first is the one whose row the results stand in.
+    by_head : bool
+        Whether those must be divided by attention head.
+    """
+
+    name: str
+    function: Callable[..., torch.Tensor]
+    inputs: tuple[str, ...]
+    fields: Mapping[str, str]
+    ndim: int
+    workspace: Callable[..., int]
+    version: int = 1
+    vector: str | None = None
+    of: Mapping[str, str] = field(default_factory=dict)
+    by_head: bool = False
 
     @property
     def pair(self) -> bool:
@@ -108,34 +182,17 @@ class Accumulator:
 
     @property
     def named_states(self) -> tuple[str, ...]:
-        """Stored states it names; empty if it takes any state as ``tensor``."""
-        return tuple(name for name in self.inputs if name in STORED)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Whole:
-    """A function of a whole matrix that returns one float64 per field; nothing merges.
-
-    `workspace` gives the bytes it needs above the matrix itself, from the shape.
-    """
-
-    name: str
-    function: Callable[..., torch.Tensor]
-    inputs: tuple[str, ...]
-    fields: Mapping[str, str]
-    ndim: int
-    workspace: Callable[[tuple[int, ...]], int]
-    version: int = 1
-
-    @property
-    def pair(self) -> bool:
-        """Never: a whole-matrix step sees one checkpoint."""
-        return False
-
-    @property
-    def named_states(self) -> tuple[str, ...]:
         """None: it takes any state as ``tensor``."""
         return ()
+
+    @property
+    def reference_states(self) -> tuple[str, ...]:
+        """None, as `named_states`."""
+        return ()
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of this shape can be measured."""
+        return len(shape) == self.ndim
 
 
 Measure = Accumulator | Whole
@@ -154,6 +211,18 @@ class Statistic:
         ``orthogonal``.
     low, high : float or None
         Bounds.
+    code : str
+        Its number in the catalogue, such as ``"S4"``.
+    source : str
+        Where the definition is from: a citation, or ``"derived"``.
+    null : str
+        What it reads under which model, and how that is known.
+    undefined : str
+        When it is NaN.
+    unit : str
+        Empty for a pure number.
+    figure : str
+        Which figure shows it.
     """
 
     name: str
@@ -163,6 +232,12 @@ class Statistic:
     invariant: tuple[str, ...]
     low: float | None
     high: float | None
+    code: str = ""
+    source: str = ""
+    null: str = ""
+    undefined: str = ""
+    unit: str = ""
+    figure: str = ""
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -192,14 +267,34 @@ def field_owner(name: str) -> Measure:
     """
     for registry in (accumulators, wholes):
         for _, entry in registry.items():
-            if name in entry.fields or f"{name}[0]" in entry.fields:
+            if name in _results(entry) or f"{name}[0]" in entry.fields:
                 return entry
-    every = (f for r in (accumulators, wholes) for _, e in r.items() for f in e.fields)
+    every = (f for r in (accumulators, wholes) for _, e in r.items() for f in _results(e))
     known = sorted({field.partition("[")[0] for field in every})
     raise StatisticError(
         f"unknown input {name!r}; results that can be named: {', '.join(known)}; "
         f"scalars: {', '.join(SCALARS)}"
     )
+
+
+def _results(entry: Measure) -> tuple[str, ...]:
+    """Names of what an accumulator or whole-matrix step gives."""
+    more = (entry.vector,) if isinstance(entry, Whole) and entry.vector else ()
+    return (*entry.fields, *more)
+
+
+def is_vector(name: str) -> bool:
+    """Whether a result is an array: a histogram, rows, columns, or the vector of a whole step.
+
+    Examples
+    --------
+    >>> is_vector("magnitude_bins"), is_vector("square_sum")
+    (True, False)
+    """
+    owner = field_owner(name)
+    if isinstance(owner, Whole):
+        return name == owner.vector
+    return owner.axis is not None or (name in _vectors and name not in owner.fields)
 
 
 _vectors: dict[str, tuple[str, ...]] = {}
@@ -247,14 +342,14 @@ def _inputs(function: Callable[..., Any], allowed: Sequence[str], kind: str) -> 
 
 def _claim(owner: str, fields: Iterable[str]) -> None:
     """Refuse result names that mean something else already."""
-    for field in fields:
-        if field in SCALARS or field in STORED:
-            raise StatisticError(f"{owner!r}: a result cannot be called {field!r}, as an input is")
+    for result in fields:
+        if result in SCALARS or result in STORED or result in REFERENCES:
+            raise StatisticError(f"{owner!r}: a result cannot be called {result!r}, as an input is")
         for registry in (accumulators, wholes):
             for name, entry in registry.items():
-                if field in entry.fields and name != owner:
+                if result in _results(entry) and name != owner:
                     raise StatisticError(
-                        f"{owner!r}: {name!r} has a result called {field!r} already"
+                        f"{owner!r}: {name!r} has a result called {result!r} already"
                     )
 
 
@@ -271,8 +366,12 @@ def state() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return register
 
 
+_MERGES = ("sum", "max", "min", "moments")
+_GIVEN = tuple(name for name in SCALARS if name not in (*BETWEEN, "reference_dtype"))
+
+
 def accumulator(
-    fields: Mapping[str, str], *, version: int = 1
+    fields: Mapping[str, str], *, version: int = 1, axis: str | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register an accumulator.
 
@@ -287,37 +386,102 @@ def accumulator(
         twice.
     version : int
         Raise it when the definition changes.
+    axis : {None, "rows", "columns"}
+        With ``"rows"`` the function is given tiles of two dimensions, whole rows of a matrix (a
+        tensor of more dimensions as one), and returns one number for each field and row; all fields
+        merge as ``rows``, one after the other. With ``"columns"`` it returns one for each field and
+        column.
+
+    Raises
+    ------
+    StatisticError
+        If a parameter of the function, or a merge, is unknown, or a result has that name already.
     """
-    unknown = sorted(set(fields.values()) - {"sum", "max", "min", "moments"})
-    if unknown or ("moments" in fields.values() and not {"count", *MOMENTS} <= set(fields)):
-        raise StatisticError(f"merges are sum, max or min, not {unknown or 'moments'}")
+    merges = set(fields.values())
+    allowed_merges = ("rows",) if axis == "rows" else _MERGES[: 3 if axis else 4]
+    if axis not in (None, "rows", "columns") or not merges <= set(allowed_merges):
+        raise StatisticError(
+            f"axis={axis!r}: merges are {', '.join(allowed_merges)}, not {sorted(merges)}"
+        )
+    if "moments" in merges and not {"count", *MOMENTS} <= set(fields):
+        raise StatisticError(
+            f"merges are sum, max or min; moments merge together: count, {', '.join(MOMENTS)}"
+        )
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        allowed = ("tensor", "reference", *STORED, *SCALARS)
+        allowed = ("tensor", "reference", *STORED, *REFERENCES, *_GIVEN)
         inputs = _inputs(function, allowed, "accumulator")
         name = function.__name__
+        _check_arrays(name, inputs)
         _claim(name, fields)
-        accumulators.add(name, Accumulator(name, function, inputs, dict(fields), version))
+        accumulators.add(name, Accumulator(name, function, inputs, dict(fields), version, axis))
         return function
 
     return register
 
 
+def _check_arrays(name: str, inputs: Sequence[str]) -> None:
+    """Either any state, or states by name: a row of the table has one state."""
+    any_state = [n for n in inputs if n in ("tensor", "reference")]
+    by_name = [n for n in inputs if n in STORED or n in REFERENCES]
+    if any_state and by_name:
+        raise StatisticError(f"{name!r} names {any_state[0]!r}, any state, beside {by_name[0]!r}")
+    if "tensor" not in any_state and not any(n in STORED for n in by_name):
+        raise StatisticError(f"{name!r} names no array of the checkpoint itself")
+
+
 def whole(
-    fields: Sequence[str],
+    fields: Sequence[str] | Mapping[str, str],
     *,
-    workspace: Callable[[tuple[int, ...]], int],
+    workspace: Callable[..., int],
     ndim: int = 2,
     version: int = 1,
+    vector: str | None = None,
+    of: Mapping[str, str] | None = None,
+    by_head: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a whole-matrix step: float32 or float64 matrix → float64 tensor, one per field."""
+    """Register a whole-matrix step: float32 or float64 tensors → float64 tensor.
+
+    Parameters
+    ----------
+    fields : sequence of str, or mapping of str to str
+        Result names; with how each merges over tensors, ``max`` or ``sum``, if it does.
+    workspace : callable
+        Bytes that the function needs above the stored tensors, from the shape; with `of`, from a
+        tuple of shapes.
+    ndim : int
+        Dimensions of the tensors that it takes.
+    version : int
+        Raise it when the definition changes.
+    vector : str, optional
+        Name of a vector that follows the fields in what is returned.
+    of : mapping of str to str, optional
+        Parameter name to module label, such as ``{"query": "attn.q", "key": "attn.k"}``: tensors of
+        one layer (and head) that the function takes together. The first owns the results.
+    by_head : bool
+        Take those only where the first is divided by head, see ``plan(per_head=True)``.
+
+    Raises
+    ------
+    StatisticError
+        If a parameter of the function, or a merge, is unknown, or a result has that name already.
+    """
+    kinds = dict(fields) if isinstance(fields, Mapping) else dict.fromkeys(fields, "none")
+    unknown = sorted(set(kinds.values()) - {"none", "max", "sum"})
+    if unknown:
+        raise StatisticError(f"results of a whole matrix merge by max, sum or none, not {unknown}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        inputs = _inputs(function, ("tensor", *SCALARS), "whole-matrix step")
-        kinds = {field: "none" for field in fields}
+        arrays = tuple(of) if of else ("tensor", "reference")
+        inputs = _inputs(function, (*arrays, *_GIVEN), "whole-matrix step")
         name = function.__name__
-        _claim(name, fields)
-        wholes.add(name, Whole(name, function, inputs, kinds, ndim, workspace, version))
+        if arrays[0] not in inputs:
+            raise StatisticError(f"whole-matrix step {name!r} does not name {arrays[0]!r}")
+        _claim(name, (*kinds, *((vector,) if vector else ())))
+        step = Whole(
+            name, function, inputs, kinds, ndim, workspace, version, vector, of or {}, by_head
+        )
+        wholes.add(name, step)
         return function
 
     return register
@@ -329,6 +493,12 @@ def statistic(
     invariant: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
+    code: str = "",
+    source: str = "",
+    null: str = "",
+    undefined: str = "",
+    unit: str = "",
+    figure: str = "",
 ) -> Callable[[Callable[..., float]], Callable[..., float]]:
     """Register a statistic: numbers in, one number out, NaN where it is not defined.
 
@@ -336,6 +506,8 @@ def statistic(
     ----------
     degree, invariant, low, high : optional
         Laws that the tests prove for every registered statistic, see `Statistic`.
+    code, source, null, undefined, unit, figure : str, optional
+        What its page says, see `Statistic`.
 
     Raises
     ------
@@ -367,7 +539,10 @@ def statistic(
             raise StatisticError(
                 f"a statistic cannot be called {name!r}: the table has that column"
             )
-        entry = Statistic(name, function, inputs, degree, tuple(invariant), low, high)
+        entry = Statistic(
+            name, function, inputs, degree, tuple(invariant), low, high,
+            code, source, null, undefined, unit, figure,
+        )  # fmt: skip
         statistics.add(name, entry)
         return function
 
@@ -375,7 +550,7 @@ def statistic(
 
 
 def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp]) -> Values:
-    """Merge rows of accumulator results, group by group, in the order given.
+    """Merge rows of results, group by group, in the order given; what does not merge is NaN.
 
     Parameters
     ----------
@@ -394,7 +569,7 @@ def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp
     Central moments merge by the exact identities of Chan, Golub & LeVeque (1979), extended to third
     and fourth order by Pébay (Sandia report SAND2008-6212).
     """
-    merged = np.empty((len(starts), len(fields)))
+    merged = np.full((len(starts), len(fields)), np.nan)
     names = list(fields)
     reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}
     for kind, how in reduce.items():
@@ -406,6 +581,13 @@ def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp
         count = values[:, names.index("count")]
         merged[:, at] = _merge_moments(count, values[:, at], starts)
     return merged
+
+
+def merge_columns(fields: Mapping[str, str], one: Values, other: Values) -> Values:
+    """Merge results by columns, of shape (fields, columns), of two blocks."""
+    reduce = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+    how = [reduce[kind] for kind in fields.values()]
+    return np.stack([f(mine, theirs) for f, mine, theirs in zip(how, one, other)])
 
 
 def _merge_moments(count: Values, values: Values, starts: npt.NDArray[np.intp]) -> Values:

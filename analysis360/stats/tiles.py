@@ -44,7 +44,8 @@ def scratch(like: torch.Tensor, slot: str, dtype: torch.dtype | None = None) -> 
     if slot not in buffers:
         buffers[slot] = torch.empty(TILE, dtype=dtype)
     buffer = buffers[slot]
-    return buffer if like.numel() == TILE else buffer[: like.numel()]
+    flat = buffer if like.numel() == TILE else buffer[: like.numel()]
+    return flat if like.dim() == 1 else flat.view(like.shape)
 
 
 @contextmanager
