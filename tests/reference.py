@@ -23,7 +23,7 @@ def corrected(m, v, step, beta1, beta2):
 
 def adam_update(m, v, step, beta1, beta2, eps):
     mh, vh = corrected(m, v, step, beta1, beta2)
-    return mh / (np.sqrt(vh) + eps)
+    return np.where(mh == 0, 0.0, mh / (np.sqrt(vh) + eps))
 
 
 def worst_update(step, beta1, beta2):
@@ -31,7 +31,7 @@ def worst_update(step, beta1, beta2):
     k = np.arange(min(int(step), 4000))
     a = (1 - beta1) * beta1**k / (1 - beta1**step)
     b = (1 - beta2) * beta2**k / (1 - beta2**step)
-    return np.sqrt((a**2 / b).sum())
+    return np.sqrt((a[a > 0] ** 2 / b[a > 0]).sum())
 
 
 def violations(m, v, step, beta1, beta2, eps):

@@ -38,12 +38,6 @@ TOPICS = {
 }
 """Module to heading, in the order of the table; others follow under their own name."""
 
-OPENING = {
-    "S": "must be there for a loss spike to be studied",
-    "T": "should be there",
-}
-
-
 # -- words -----------------------------------------------------------------------------------------
 
 
@@ -64,6 +58,12 @@ def _formula(text: str) -> str:
     """On one line, and without bars, which would divide the cells of a table."""
     text = " ".join(text.split())
     return text.replace(r"\|", r"\Vert ").replace("|", r"\vert ")
+
+
+def paragraphs(text: str) -> str:
+    """A section of a docstring whose indented lines are text, not code."""
+    first, _, rest = text.strip("\n").partition("\n")
+    return markdown(f"{first}:\n{inspect.cleandoc(rest)}" if rest.startswith(" ") else text)
 
 
 def cell(text: str) -> str:
@@ -102,7 +102,7 @@ def facts(row: pd.Series) -> list[tuple[str, str]]:
         ("Bounds", bounds(row)),
         ("Scale", scale(row)),
         ("Unchanged by", row["invariant"]),
-        ("Over layers", merging(entry)),
+        ("Of several tensors", merging(entry)),
         ("Not defined (NaN)", row["undefined"]),
         ("Null, thresholds", row["null"]),
         ("Source", row["source"]),
@@ -140,7 +140,10 @@ def scale(row: pd.Series) -> str:
     return f"in proportion to the tensor{power}"
 
 
-MERGES = {"sum": "added", "max": "the largest", "min": "the smallest", "moments": "merged exactly"}
+MERGES = {
+    "sum": "{} added", "max": "the largest {}", "min": "the smallest {}",
+    "moments": "{} merged exactly",
+}  # fmt: skip
 
 
 def merging(entry: Statistic) -> str:
@@ -149,15 +152,17 @@ def merging(entry: Statistic) -> str:
     for name in entry.inputs:
         if name not in SCALARS:
             named.setdefault(how(name), []).append(f"`{name}`")
-    if set(named) <= {"rows", "none"}:
-        return "does not merge: NaN for more than one tensor"
-    parts = [f"{', '.join(names)} {MERGES.get(kind, kind)}" for kind, names in named.items()]
+    if not set(named) <= set(MERGES):
+        return "not defined for more than one tensor"
+    parts = [MERGES[kind].format(", ".join(names)) for kind, names in named.items()]
     return f"{'; '.join(parts)}; then the statistic"
 
 
 def how(name: str) -> str:
     """How a result merges over tensors."""
     owner = stats.field_owner(name)
+    if isinstance(owner, stats.Accumulator) and owner.axis is not None:
+        return "none"
     return owner.fields.get(name) or owner.fields.get(f"{name}[0]", "none")
 
 
@@ -266,12 +271,20 @@ def _imported(extra: Iterable[str]) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n\n"
 
 
-def frame_example(docstring: str) -> tuple[str, str]:
-    """Source and output of the example in a docstring."""
+def frame_example(name: str, docstring: str) -> str:
+    """The example in a docstring, as a program."""
     found = doctest.DocTestParser().get_examples(docstring)
-    shown = [e for e in found if e.want]
-    lines = [f"print({e.source.strip()})" if e in shown else e.source.rstrip() for e in found]
-    return "\n".join(lines) + "\n", ""
+    lines = [
+        f"print({part.source.strip()})" if part.want else part.source.rstrip() for part in found
+    ]
+    source = "\n".join(lines)
+    imports = [f"from analysis360 import {name}"]
+    if not re.search(rf"(?<![\w.]){name}\(", source):
+        imports = []
+    used = {"np.": "import numpy as np", "pd.": "import pandas as pd"}
+    first = [line for word, line in used.items() if word in source and line not in source]
+    blocks = ["\n".join(first), "\n".join(imports)]
+    return "\n\n".join([block for block in blocks if block] + [source]) + "\n"
 
 
 def printed(source: str) -> str:
@@ -291,10 +304,13 @@ def page(row: pd.Series, run: Callable[[str], str] = printed) -> str:
     said = sections(inspect.getdoc(function) or "")
     text = [f"# {row['name']}", markdown(said.pop(""))]
     if row["kind"] == "frame":
-        text.append(f"A function from one table to another: `a360.{row['name']}`.")
-        text += [f"## {name}\n\n{markdown(said[name])}" for name in ("Returns", "Notes") if name in said]
-        source = "import analysis360 as a360\nimport pandas as pd\nfrom analysis360 import " + row["name"] + "\n\n"
-        source += frame_example(said.get("Examples", ""))[0]
+        text.append(f"A function from one table to another: `analysis360.{row['name']}`.")
+        text += [
+            f"## {name}\n\n{paragraphs(said[name])}"
+            for name in ("Returns", "Notes")
+            if name in said
+        ]
+        source = frame_example(row["name"], said.get("Examples", ""))
     else:
         text += [f"## {name}\n\n{markdown(said[name])}" for name in ("Notes",) if name in said]
         known = [f"| {name} | {cell(value)} |" for name, value in facts(row) if value]
@@ -317,11 +333,11 @@ def index(table: pd.DataFrame) -> str:
     """The table of all, by topic."""
     text = [
         "# Statistics",
-        f"{len(table)} statistics, each with a page: what it is, when it is not defined, what it reads and "
-        "costs, what it reads for pure noise and how that is known, and an example.\n"
-        "`analysis360.list_statistics()` is the same as a frame. Those in **bold** are measured when\n"
-        "nothing is asked for; the others are asked for by name. Codes are those of the package's catalogue:\n"
-        "S for what a study of a spike cannot do without, T for what helps.",
+        f"{len(table)} statistics, each with a page: what it is, when it is not defined, what it\n"
+        "reads and costs, what it is for pure noise and how that is known, and an example.\n"
+        "`analysis360.list_statistics()` is the same as a frame. Those in **bold** are measured\n"
+        "when nothing is asked for; the others are asked for by name. Codes are those of the\n"
+        "package's catalogue: S is for what a study of a spike cannot do without, T for what helps.",
         "To add one of your own: [howto/statistic.md](../howto/statistic.md). "
         f"These pages are generated: `{COMMAND}`.",
     ]
