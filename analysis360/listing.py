@@ -57,8 +57,8 @@ def list_statistics() -> pd.DataFrame:
             Whether it compares two checkpoints.
         ``cost``, ``workspace``
             ``"sums"``, ``"histogram"``, ``"rows"`` and ``"columns"`` are taken in the one pass over
-            what is read; ``"whole matrix"`` holds a matrix at once, and needs so many bytes above
-            it if it has 8192 rows and columns.
+            what is read; ``"whole matrix"`` and ``"whole vector"`` hold a tensor at once, and need
+            so many bytes above it if its sides are 8192.
         ``default``
             Whether it is measured when no statistics are named.
         ``unit``, ``low``, ``high``, ``degree``, ``invariant``
@@ -85,7 +85,7 @@ def _statistic(entry: Statistic) -> dict[str, Any]:
     return {
         "name": entry.name, "kind": "statistic", "code": entry.code,
         "topic": entry.function.__module__.rpartition(".")[2], "summary": entry.summary,
-        "reads": _joined(read for measure in measures for read in _reads(measure)),
+        "reads": _joined(word for measure in measures for word in reads(measure)),
         "scalars": _joined(_scalars(entry)),
         "compares": any(measure.pair for measure in measures),
         "cost": _joined(_cost(entry)), "workspace": _workspace(measures),
@@ -111,8 +111,8 @@ def _joined(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def _reads(measure: Measure) -> list[str]:
-    """Arrays it is given, in words."""
+def reads(measure: Measure) -> list[str]:
+    """Arrays that an accumulator or whole-matrix step is given, in words."""
     if isinstance(measure, Whole) and measure.of:
         return list(measure.of.values())
     words = {"tensor": "any state", "reference": "reference"} | {state: state for state in STORED}
@@ -128,14 +128,14 @@ def _scalars(entry: Statistic) -> list[str]:
 
 def _cost(entry: Statistic) -> list[str]:
     """Kinds of what it rests on, the cheapest first."""
-    order = ("sums", "histogram", "rows", "columns", "whole matrix")
+    order = ("sums", "histogram", "rows", "columns", "whole vector", "whole matrix")
     found = {_kind(measure, entry) for measure in entry.measures}
     return sorted(found, key=order.index)
 
 
 def _kind(measure: Measure, entry: Statistic) -> str:
     if isinstance(measure, Whole):
-        return "whole matrix"
+        return "whole matrix" if measure.ndim > 1 else "whole vector"
     if measure.axis is not None:
         return measure.axis
     mine = [name for name in entry.inputs if name not in SCALARS and is_vector(name)]

@@ -12,6 +12,7 @@ import contextlib
 import doctest
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -23,7 +24,10 @@ import pandas as pd
 
 import analysis360 as a360
 from analysis360 import stats
+from analysis360.listing import reads
 from analysis360.stats import SCALARS, Statistic
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads only slow such small examples down
 
 HERE = Path(__file__).parent
 COMMAND = "python docs/statistics/generate.py"
@@ -75,6 +79,8 @@ def number(value: Any) -> str:
 
 
 def size(nbytes: int) -> str:
+    if nbytes < 2**20:
+        return f"{nbytes / 2**10:,.0f} KiB"
     return f"{nbytes / 2**20:,.0f} MiB" if nbytes < 2**30 else f"{nbytes / 2**30:.1f} GiB"
 
 
@@ -112,12 +118,14 @@ def facts(row: pd.Series) -> list[tuple[str, str]]:
 
 def cost(row: pd.Series) -> str:
     kinds = row["cost"].split(", ")
-    words = [kind for kind in kinds if kind != "whole matrix"]
+    words = [kind for kind in kinds if not kind.startswith("whole")]
     said = [f"{' and '.join(words)}, in the one pass over what is read"] if words else []
-    if "whole matrix" in kinds:
-        said.append(
-            f"the whole matrix at once, and {size(row['workspace'])} above it for 8192 × 8192"
-        )
+    sides = {"whole matrix": "8192 × 8192", "whole vector": "8192 elements"}
+    for kind in kinds:
+        if kind in sides:
+            said.append(
+                f"the {kind} at once, and {size(row['workspace'])} above it for {sides[kind]}"
+            )
     return "; ".join(said)
 
 
@@ -170,16 +178,6 @@ def how(name: str) -> str:
 
 MATRIX = "torch.sin(torch.arange(256.0) ** 2).view(16, 16)"
 
-TRAIN = """\
-weight = torch.nn.Parameter({matrix})
-optimizer = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.95))
-"""
-
-STEP = """\
-    weight.grad = torch.sin(torch.arange(256.0) ** 2 + step).view(16, 16)
-    optimizer.step()
-"""
-
 NAMES = {
     "attn.q": "model.layers.0.self_attn.q_proj.weight",
     "attn.k": "model.layers.0.self_attn.k_proj.weight",
@@ -189,78 +187,112 @@ NAMES = {
 }
 
 
+SETTINGS = {
+    "lr", "lr_sum", "lr_sq_sum", "decay", "clip", "weight_decay",
+}  # fmt: skip
+"""Scalars that only the description of a run tells, or an optimizer."""
+
+
 def example(row: pd.Series) -> str:
     """A program that prints the statistic of something small, in the fewest lines for its kind."""
-    entry = stats.statistics[row["name"]]
+    name, entry = row["name"], stats.statistics[row["name"]]
     of = next((m.of for m in entry.measures if getattr(m, "of", None)), {})
     moments = "any state" not in row["reads"] and not of
+    told = set(row["scalars"].split(", ")) & SETTINGS
+    imports: list[str] = []
+    lines = _training(row["compares"]) if moments else _weights(row["compares"], of, vector(entry))
+    given = '{"w": weight}, optimizer' if moments else "model" if of else '{"w": w}'
     if row["compares"]:
-        made = _pair_of_moments() if moments else _pair()
-    elif moments:
-        made = _moments()
+        imports.append("from analysis360.runs import open_memory")
+        if moments:
+            imports.append("from copy import deepcopy")
+    elif told - ({"lr", "weight_decay"} if moments else set()):
+        imports.append("from analysis360.runs import open_memory")
+        lines += f"run = open_memory({given}, step=40)\n"
+    if "open_memory" not in lines:
+        lines += f'table = a360.measure({given}, statistics=["{name}"])\n'
     else:
-        made = _layer(of) if of else _alone()
-    imports, lines, run = made
-    scalars = set(row["scalars"].split(", "))
-    if run and scalars & {"lr", "lr_sum", "lr_sq_sum", "decay"}:
-        imports = [*imports, "from dataclasses import replace",
-                   "from analysis360.core import LearningRate"]  # fmt: skip
-        lines += "schedule = LearningRate(peak=0.01, final=0.001, warmup=0, total=40)\n"
-        lines += "run = replace(run, learning_rate=schedule)\n"
-    if "clip" in scalars:
-        raise NotImplementedError(f"{row['name']}: say here how an example gives the clip")
-    name = row["name"]
-    if run:
-        lines += f'table = a360.plan(run, ["{name}"], against=["previous"]).run(progress=False)\n'
-    else:
-        lines += f'table = a360.measure({made_of(lines)}, statistics=["{name}"])\n'
+        said, more = _told(told, moments)
+        imports += more
+        against = '["previous"]' if row["compares"] else "[]"
+        lines += (
+            f'{said}table = a360.plan(run, ["{name}"], against={against}).run(progress=False)\n'
+        )
     lines += f"print(f\"{{table['{name}'].dropna().iloc[-1]:.4g}}\")\n"
     return _imported(imports) + lines
 
 
-def made_of(lines: str) -> str:
-    """What `measure` is given after these lines."""
-    if "optimizer" in lines:
-        return '{"w": weight}, optimizer'
-    return "model" if "model =" in lines else '{"w": w}'
+def vector(entry: Statistic) -> bool:
+    """Whether it is a statistic of vectors only."""
+    return any(isinstance(m, stats.Whole) and m.ndim == 1 and not m.of for m in entry.measures)
 
 
-def _alone() -> tuple[list[str], str, bool]:
-    return [], f"w = {MATRIX}\n", False
+def _told(scalars: set[str], moments: bool) -> tuple[str, list[str]]:
+    """Lines that tell a run how it was trained, and what they import."""
+    parts, imports = [], []
+    if scalars & {"lr", "lr_sum", "lr_sq_sum", "decay"}:
+        parts.append("learning_rate=LearningRate(peak=0.01, final=0.001, warmup=0, total=40)")
+        imports.append("LearningRate")
+    if scalars & {"clip", "weight_decay", "decay"}:
+        decay = "weight_decay=0.1" if scalars & {"weight_decay", "decay"} else ""
+        clip = "clip=1.0" if "clip" in scalars else ""
+        inner = ", ".join(part for part in (decay, clip) if part)
+        if moments:  # the optimizer has told the rest
+            parts.append(f"adam=replace(run.adam, {inner})")
+        else:
+            parts.append(f"adam=Adam({inner})")
+            imports.append("Adam")
+    if not parts:
+        return "", []
+    core = [f"from analysis360.core import {', '.join(sorted(imports))}"] if imports else []
+    separator = ",\n    "
+    lines = f"run = replace(\n    run,\n    {separator.join(parts)},\n)\n"
+    return lines, ["from dataclasses import replace", *core]
 
 
-def _pair() -> tuple[list[str], str, bool]:
+def _weights(compares: bool, of: Any, one_dimension: bool) -> str:
+    if of:
+        return _layer(of)
+    if one_dimension:
+        return "w = 1 + 0.1 * torch.sin(torch.arange(256.0) ** 2)\n"
+    lines = f"w = {MATRIX}\n"
+    if compares:
+        lines += (
+            'before = open_memory({"w": w}, step=20)\n'
+            'after = open_memory({"w": 0.99 * w + 0.05 * w.T}, step=40)\n'
+            'run = a360.merge_runs([before, after], "two checkpoints")\n'
+        )
+    return lines
+
+
+def _training(compares: bool) -> str:
+    """A few steps of AdamW on gradients that agree in part."""
     lines = (
-        f"w = {MATRIX}\n"
-        'before = open_memory({"w": w}, step=20)\n'
-        'after = open_memory({"w": 0.99 * w + 0.05 * w.T}, step=40)\n'
-        'run = a360.merge_runs([before, after], "two checkpoints")\n'
+        f"weight = torch.nn.Parameter({MATRIX})\n"
+        "optimizer = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.95))\n"
     )
-    return ["from analysis360.runs import open_memory"], lines, True
-
-
-def _moments() -> tuple[list[str], str, bool]:
-    return [], f"{TRAIN.format(matrix=MATRIX)}for step in range(20):\n{STEP}", False
-
-
-def _pair_of_moments() -> tuple[list[str], str, bool]:
-    imports = ["from copy import deepcopy", "from analysis360.runs import open_memory"]
-    lines = (
-        f"{TRAIN.format(matrix=MATRIX)}checkpoints = []\nfor step in range(1, 41):\n{STEP}"
+    step = (
+        "    weight.grad = 0.5 + torch.sin(torch.arange(256.0) ** 2 + step).view(16, 16)\n"
+        "    optimizer.step()\n"
+    )
+    if not compares:
+        return f"{lines}for step in range(40):\n{step}"
+    return (
+        f"{lines}checkpoints = []\nfor step in range(1, 41):\n{step}"
         "    if step in (20, 40):\n"
         '        now = deepcopy(({"w": weight}, optimizer))\n'
         "        checkpoints.append(open_memory(*now))\n"
         'run = a360.merge_runs(checkpoints, "two checkpoints")\n'
     )
-    return imports, lines, True
 
 
-def _layer(of: Any) -> tuple[list[str], str, bool]:
+def _layer(of: Any) -> str:
+    """The tensors of one layer that a step takes together."""
     lines = f"w = {MATRIX}\nmodel = {{\n"
     for place, module in enumerate(of.values()):
         made = "torch.full((16,), 0.5)" if module.startswith("norm") else f"w.roll({place})"
         lines += f'    "{NAMES[module]}": {made},\n'
-    return [], lines + "}\n", False
+    return lines + "}\n"
 
 
 def _imported(extra: Iterable[str]) -> str:
@@ -337,7 +369,8 @@ def index(table: pd.DataFrame) -> str:
         "reads and costs, what it is for pure noise and how that is known, and an example.\n"
         "`analysis360.list_statistics()` is the same as a frame. Those in **bold** are measured\n"
         "when nothing is asked for; the others are asked for by name. Codes are those of the\n"
-        "package's catalogue: S is for what a study of a spike cannot do without, T for what helps.",
+        "package's catalogue: S is for what a study of a spike needs, T for what helps. What a\n"
+        "statistic of your own can be made of: [fields.md](fields.md).",
         "To add one of your own: [howto/statistic.md](../howto/statistic.md). "
         f"These pages are generated: `{COMMAND}`.",
     ]
@@ -359,12 +392,65 @@ def _line(row: pd.Series) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
+def fields() -> str:
+    """The page of what a statistic can name."""
+    text = [
+        "# Results and scalars",
+        "What a [statistic](../howto/statistic.md) may name as a parameter. Of several tensors, sums\n"
+        "are added, the largest and the smallest taken; what is given for each row or column is an\n"
+        "array, and is for one tensor only.",
+        "## Accumulators\n\nOne pass, tile by tile.",
+        _table_of(stats.accumulators),
+        "## Whole-matrix steps\n\nOne tensor at once; the workspace is in the plan's memory.",
+        _table_of(stats.wholes),
+        "## Scalars",
+        ", ".join(f"`{name}`" for name in SCALARS) + ".",
+        markdown(inspect.cleandoc(SCALARS_SAID)),
+        "[All statistics](index.md)",
+    ]
+    return "\n\n".join(text) + "\n"
+
+
+SCALARS_SAID = """
+`step` is the optimizer's, per parameter; `lr` is the learning rate at the checkpoint. Over the
+steps between the two checkpoints of a comparison `lr_sum` is the sum of the learning rate,
+`lr_sq_sum` that of its square, and `decay` what weight decay alone would have left of a weight. One
+that is not known is NaN.
+"""
+
+
+def _table_of(registry: Any) -> str:
+    lines = ["| | reads | results |", "|---|---|---|"]
+    for name, entry in registry.items():
+        if entry.function.__module__.startswith("analysis360."):
+            lines.append(f"| `{name}` | {', '.join(reads(entry))} | {results(entry)} |")
+    return "\n".join(lines)
+
+
+def results(entry: Any) -> str:
+    """Names of results, by how those of two tiles or tensors become one."""
+    by: dict[str, list[str]] = {}
+    for field, kind in entry.fields.items():
+        names = by.setdefault(kind, [])
+        name = f"`{field.partition('[')[0]}`"
+        if name not in names:
+            names.append(name)
+    axis = getattr(entry, "axis", None)
+    said = {"rows": "{}: one number for each row", "none": "{}"} | MERGES
+    parts = [said[kind].format(", ".join(names)) for kind, names in by.items()]
+    if axis == "columns":
+        parts = [f"{part}, for each column" for part in parts]
+    if getattr(entry, "vector", None):
+        parts.append(f"`{entry.vector}`: a vector")
+    return "; ".join(parts)
+
+
 def pages(run: Callable[[str], str] = printed) -> dict[str, str]:
     """File name to text, of all pages."""
     table = a360.list_statistics()
     table = table[[_ours(row) for _, row in table.iterrows()]]
     made = {f"{row['name']}.md": page(row, run) for _, row in table.iterrows()}
-    return {"index.md": index(table), **made}
+    return {"index.md": index(table), "fields.md": fields(), **made}
 
 
 def _ours(row: pd.Series) -> bool:
