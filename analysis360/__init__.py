@@ -30,8 +30,11 @@ if _TYPE_CHECKING:
     from analysis360.core import Label as Label
     from analysis360.core import Run as Run
     from analysis360.core import TensorInfo as TensorInfo
+    from analysis360.divergence import branch_divergence as branch_divergence
+    from analysis360.divergence import growth_exponent as growth_exponent
     from analysis360.engine import Plan as Plan
     from analysis360.engine import plan as plan
+    from analysis360.invariants import check_invariants as check_invariants
     from analysis360.listing import list_statistics as list_statistics
     from analysis360.live import measure as measure
     from analysis360.logs import read_loss as read_loss
@@ -42,6 +45,7 @@ if _TYPE_CHECKING:
     from analysis360.plots import plot_layers as plot_layers
     from analysis360.plots import plot_loss as plot_loss
     from analysis360.plots import plot_moments as plot_moments
+    from analysis360.profiles import depth_profile as depth_profile
     from analysis360.report import write_report as write_report
     from analysis360.results import load_table as load_table
     from analysis360.results import read_provenance as read_provenance
@@ -50,6 +54,7 @@ if _TYPE_CHECKING:
     from analysis360.spikes import find_spikes as find_spikes
     from analysis360.spikes import spike_gap as spike_gap
     from analysis360.spikes import spike_score as spike_score
+    from analysis360.tokens import rank_tokens as rank_tokens
 
 # Where each public name lives: it is imported when it is first used, so that `import analysis360`
 # loads neither torch nor matplotlib, and a laptop that only draws needs neither at all.
@@ -61,6 +66,8 @@ _HOME = {
     "load_table": "results", "read_provenance": "results",
     "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
+    "branch_divergence": "divergence", "growth_exponent": "divergence",
+    "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
     "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",
     "plot_moments": "plots", "plot_benchmarks": "plots",

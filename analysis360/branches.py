@@ -98,7 +98,7 @@ def compare_branches(
     table = check_table(table, chosen)
     if branch == to:
         raise TableError(f"branch and to are both {branch!r}; compare two branches")
-    _check_names(table, branch, to)
+    check_names(table, branch, to)
     numeric = [c for c in chosen if pd.api.types.is_numeric_dtype(table[c])]
     if statistics is not None and len(numeric) < len(chosen):
         raise TableError(f"columns {sorted(set(chosen) - set(numeric))} are not numbers")
@@ -107,21 +107,21 @@ def compare_branches(
     for run, rows in alone.groupby("run", sort=False):
         mine, other = rows[rows["branch"] == branch], rows[rows["branch"] == to]
         if len(mine):
-            clock = _clock(mine, other, str(run))
+            clock = clock_of(mine, other, str(run))
             pieces.append(_one_run(rows, mine, other, clock, numeric))
     if not pieces or not any((piece["status"] == MATCHED).any() for piece in pieces):
         raise TableError(_nothing(table, branch, to))
     return pd.concat(pieces, ignore_index=True)[_COLUMNS]
 
 
-def _check_names(table: pd.DataFrame, branch: str, to: str) -> None:
+def check_names(table: pd.DataFrame, branch: str, to: str) -> None:
     there = [str(name) for name in pd.unique(table["branch"])]
     for name in (branch, to):
         if name not in there:
             raise TableError(f"no branch {name!r} in the table; it has {there}")
 
 
-def _clock(mine: pd.DataFrame, other: pd.DataFrame, run: str) -> str:
+def clock_of(mine: pd.DataFrame, other: pd.DataFrame, run: str) -> str:
     """Column to match by, and a check that it tells checkpoints of a branch apart."""
     both = all(rows["tokens"].notna().any() for rows in (mine, other))
     clock = "tokens" if both or (other.empty and mine["tokens"].notna().any()) else "step"

@@ -18,6 +18,11 @@ FRAMES: tuple[tuple[str, str], ...] = (
     ("branches", "compare_branches"),
     ("branches", "rank_layers"),
     ("branches", "shares"),
+    ("divergence", "branch_divergence"),
+    ("divergence", "growth_exponent"),
+    ("profiles", "depth_profile"),
+    ("invariants", "check_invariants"),
+    ("tokens", "rank_tokens"),
 )
 """Module and name of the statistics that are functions of a whole table."""
 

@@ -93,11 +93,15 @@ class Child:
         Its function ``prepare`` is called before the baseline is taken, if it has one.
     env : mapping of str to str, optional
         Over the environment of this process and `QUIET`.
+    python : str, optional
+        Another interpreter, for a peer that lives in an environment of its own.
     """
 
-    def __init__(self, module: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, env: Mapping[str, str] | None = None, python: str = sys.executable
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.common", module],
+            [python, "-m", "benchmarks.common", module],
             cwd=ROOT, env={**os.environ, **QUIET, **(env or {})},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

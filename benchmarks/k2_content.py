@@ -110,10 +110,16 @@ class File:
         object.__setattr__(self, "size", at + len(header))
 
 
+HEAD = 128
+"""Rows of an attention head."""
+
+
 def write_sparse(folder: Path, shape: Shape) -> None:
     """Files of the right sizes with real headers and index; their data are holes."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    config = {"architectures": ["LlamaForCausalLM"], "hidden_size": shape.hidden}
+    config["num_attention_heads"] = max(1, shape.hidden // HEAD)
+    (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text(shape.index())
     for name, held in shape.files.items():
         with (folder / name).open("wb") as file:

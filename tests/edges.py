@@ -91,47 +91,191 @@ EDGES = {
 }
 
 UNDEFINED = {
-    "reference of zeros": "angle cosine rel_displacement update_ratio",
-    "zeros": "angle cosine kurtosis stable_rank",
-    "constant": "kurtosis",
-    "large constant": "kurtosis",
-    "one element": "kurtosis",
-    "no learning": "update_ratio",
-    "schedule not known": "update_ratio",
+    "reference of zeros": (
+        "angle angle_to_equilibrium cosine power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin projection rel_displacement "
+        "rounding_floor sign_flips subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_ratio"
+    ),
+    "zeros": (
+        "angle angle_to_equilibrium channel_max_column channel_max_row cosine effective_rank "
+        "kurtosis max_over_rms mean_row_share norm_growth participation_ratio power_law_alpha "
+        "power_law_alpha_se power_law_distance power_law_tail power_law_xmin rounding_error "
+        "sign_flips skewness stable_rank subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_ratio_applied update_to_weight "
+        "update_weight_cosine"
+    ),
+    "constant": (
+        "kurtosis power_law_alpha power_law_alpha_se power_law_distance power_law_tail "
+        "power_law_xmin skewness subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right"
+    ),
+    "large constant": (
+        "kurtosis power_law_alpha power_law_alpha_se power_law_distance power_law_tail "
+        "power_law_xmin skewness subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right"
+    ),
+    "one element": (
+        "adam_snr_se kurtosis noise_scale_se power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin skewness subspace_gap "
+        "subspace_null_left subspace_null_right subspace_overlap_left subspace_overlap_right"
+    ),
+    "no learning": (
+        "coherence coherence_ratio diffusion power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin subspace_gap subspace_null_left "
+        "subspace_null_right subspace_overlap_left subspace_overlap_right update_ratio"
+    ),
+    "schedule not known": (
+        "angle_to_equilibrium coherence coherence_ratio decay_between diffusion lr_between "
+        "lr_sq_between momentum_direction_cosine power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin subspace_gap subspace_null_left "
+        "subspace_null_right subspace_overlap_left subspace_overlap_right "
+        "update_direction_cosine update_ratio"
+    ),
     "not finite": (
-        "abs_p99 abs_p999 angle cosine displacement kurtosis l2_norm max_abs max_change mean "
-        "rel_displacement rms spectral_norm spectral_norm_error stable_rank std update_ratio"
+        "abs_p99 abs_p999 angle angle_to_equilibrium centred_row_norm channel_max_column "
+        "channel_max_row coherence coherence_ratio cosine decay_balance delta_exact "
+        "delta_spectral_norm delta_spectral_norm_error delta_stable_rank delta_top8_energy "
+        "diffusion displacement displacement_rms effective_rank gain_max gain_median gain_min "
+        "gain_negative kurtosis l1_norm l2_norm max_abs max_change max_over_rms mean "
+        "mean_row_norm mean_row_share momentum_direction_cosine norm_growth nuclear_norm "
+        "participation_ratio power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin projection qk_logit_bound qk_logit_rms qk_product_norm "
+        "rel_displacement rms rms_to_equilibrium rounding_error rounding_floor row_norm_max "
+        "row_norm_median row_norm_min row_norm_p1 row_norm_p99 skewness spectral_exact "
+        "spectral_norm spectral_norm_error stable_rank std subspace_gap subspace_null_left "
+        "subspace_null_right subspace_overlap_left subspace_overlap_right "
+        "update_direction_cosine update_ratio update_ratio_applied update_to_weight "
+        "update_weight_cosine"
     ),
     "infinite twice": (
-        "abs_p99 abs_p999 angle cosine displacement kurtosis max_change rel_displacement "
-        "spectral_norm spectral_norm_error stable_rank std update_ratio"
+        "abs_p99 abs_p999 angle angle_to_equilibrium centred_row_norm channel_max_column "
+        "channel_max_row coherence coherence_ratio cosine delta_exact delta_spectral_norm "
+        "delta_spectral_norm_error delta_stable_rank delta_top8_energy diffusion displacement "
+        "displacement_rms effective_rank gain_max gain_median gain_min gain_negative kurtosis "
+        "max_change max_over_rms mean_row_share momentum_direction_cosine norm_growth "
+        "nuclear_norm participation_ratio power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin projection qk_logit_bound "
+        "qk_logit_rms qk_product_norm rel_displacement rounding_error rounding_floor "
+        "row_norm_max row_norm_median row_norm_min row_norm_p1 row_norm_p99 skewness "
+        "spectral_exact spectral_norm spectral_norm_error stable_rank std subspace_gap "
+        "subspace_null_left subspace_null_right subspace_overlap_left subspace_overlap_right "
+        "update_direction_cosine update_ratio update_ratio_applied update_weight_cosine"
     ),
-    "no gradients": "adam_snr",
+    "no gradients": (
+        "adam_snr adam_snr_mean adam_snr_se decay_balance gradient_snr log_v_std "
+        "momentum_cosine momentum_direction_cosine momentum_sign_agreement noise_scale "
+        "noise_scale_se power_law_alpha power_law_alpha_se power_law_distance power_law_tail "
+        "power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_weight_cosine v_anisotropy v_column_anisotropy v_participation "
+        "v_row_anisotropy v_row_top_share v_shift_down v_shift_median v_shift_p1 v_shift_p10 "
+        "v_shift_p90 v_shift_p99 v_shift_std v_shift_up"
+    ),
     "before the first step": (
-        "adam_snr adam_snr_null bound_violations eps10_fraction eps_fraction grad_norm_ema "
-        "update_max update_rms"
+        "adam_snr adam_snr_mean adam_snr_null adam_snr_se bound_violations decay_balance "
+        "effective_lr_max effective_lr_p1 effective_lr_p50 effective_lr_p99 effective_lr_p999 "
+        "eps10_fraction eps_fraction eps_ratio grad_norm_ema grad_norm_over_clip gradient_snr "
+        "log_v_std momentum_direction_cosine momentum_norm momentum_over_clip noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_large_fraction update_max update_mean_abs update_p50 update_p90 update_p99 "
+        "update_p999 update_ratio_applied update_rms update_to_weight update_weight_cosine "
+        "v_anisotropy v_column_anisotropy v_negative v_participation v_row_anisotropy "
+        "v_row_top_share v_row_unseen v_shift_down v_shift_masked v_shift_median v_shift_p1 "
+        "v_shift_p10 v_shift_p90 v_shift_p99 v_shift_std v_shift_up v_zero_fraction"
     ),
-    "damaged": "adam_snr grad_norm_ema update_max update_rms",
-    "at the bound": "update_max update_rms",
-    "at an early bound": "update_max update_rms",
-    "no bound": "",
+    "damaged": (
+        "adam_snr adam_snr_mean adam_snr_se decay_balance effective_lr_max effective_lr_p1 "
+        "effective_lr_p50 effective_lr_p99 effective_lr_p999 eps_ratio grad_norm_ema "
+        "grad_norm_over_clip gradient_snr log_v_std noise_scale noise_scale_se norm_growth "
+        "power_law_alpha power_law_alpha_se power_law_distance power_law_tail power_law_xmin "
+        "subspace_gap subspace_null_left subspace_null_right subspace_overlap_left "
+        "subspace_overlap_right update_direction_cosine update_kurtosis update_max "
+        "update_mean_abs update_p50 update_p90 update_p99 update_p999 update_ratio_applied "
+        "update_rms update_to_weight update_weight_cosine v_anisotropy v_column_anisotropy "
+        "v_row_anisotropy v_row_top_share v_row_unseen v_shift_down v_shift_median v_shift_p1 "
+        "v_shift_p10 v_shift_p90 v_shift_p99 v_shift_std v_shift_up"
+    ),
+    "at the bound": (
+        "decay_balance effective_lr_max effective_lr_p1 gradient_snr noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_max update_mean_abs update_p99 update_p999 update_ratio_applied update_rms "
+        "update_to_weight update_weight_cosine v_anisotropy"
+    ),
+    "at an early bound": (
+        "decay_balance effective_lr_max effective_lr_p1 gradient_snr noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_max update_mean_abs update_p99 update_p999 update_ratio_applied update_rms "
+        "update_to_weight update_weight_cosine v_anisotropy"
+    ),
+    "no bound": (
+        "gradient_snr noise_scale noise_scale_se power_law_alpha power_law_alpha_se "
+        "power_law_distance power_law_tail power_law_xmin subspace_gap subspace_null_left "
+        "subspace_null_right subspace_overlap_left subspace_overlap_right"
+    ),
     "beta1 of one": (
-        "adam_snr adam_snr_null bound_violations eps10_fraction eps_fraction grad_norm_ema "
-        "update_max update_rms"
+        "adam_snr adam_snr_mean adam_snr_null adam_snr_se bound_violations decay_balance "
+        "eps10_fraction eps_fraction eps_ratio grad_norm_ema grad_norm_over_clip gradient_snr "
+        "momentum_direction_cosine momentum_norm momentum_over_clip noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_large_fraction update_max update_mean_abs update_p50 update_p90 update_p99 "
+        "update_p999 update_ratio_applied update_rms update_to_weight update_weight_cosine "
+        "v_negative"
     ),
     "beta2 of one": (
-        "adam_snr adam_snr_null bound_violations eps10_fraction eps_fraction grad_norm_ema "
-        "update_max update_rms"
+        "adam_snr adam_snr_mean adam_snr_null adam_snr_se bound_violations decay_balance "
+        "effective_lr_max effective_lr_p1 effective_lr_p50 effective_lr_p99 effective_lr_p999 "
+        "eps10_fraction eps_fraction eps_ratio grad_norm_ema grad_norm_over_clip gradient_snr "
+        "log_v_std momentum_direction_cosine momentum_norm momentum_over_clip noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_large_fraction update_max update_mean_abs update_p50 update_p90 update_p99 "
+        "update_p999 update_ratio_applied update_rms update_to_weight update_weight_cosine "
+        "v_anisotropy v_column_anisotropy v_negative v_participation v_row_anisotropy "
+        "v_row_top_share v_row_unseen v_shift_down v_shift_masked v_shift_median v_shift_p1 "
+        "v_shift_p10 v_shift_p90 v_shift_p99 v_shift_std v_shift_up v_zero_fraction"
     ),
     "beta1 not known": (
-        "adam_snr adam_snr_null bound_violations eps10_fraction eps_fraction grad_norm_ema "
-        "update_max update_rms"
+        "adam_snr adam_snr_mean adam_snr_null adam_snr_se bound_violations decay_balance "
+        "eps10_fraction eps_fraction eps_ratio grad_norm_ema grad_norm_over_clip gradient_snr "
+        "momentum_direction_cosine momentum_norm momentum_over_clip noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_large_fraction update_max update_mean_abs update_p50 update_p90 update_p99 "
+        "update_p999 update_ratio_applied update_rms update_to_weight update_weight_cosine "
+        "v_negative"
     ),
     "negative epsilon": (
-        "adam_snr adam_snr_null bound_violations eps10_fraction eps_fraction grad_norm_ema "
-        "update_max update_rms"
+        "adam_snr adam_snr_null adam_snr_se bound_violations decay_balance eps10_fraction "
+        "eps_fraction eps_ratio grad_norm_ema grad_norm_over_clip gradient_snr "
+        "momentum_direction_cosine momentum_norm momentum_over_clip noise_scale "
+        "noise_scale_se norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_large_fraction update_max update_mean_abs update_p50 update_p90 update_p99 "
+        "update_p999 update_ratio_applied update_rms update_to_weight update_weight_cosine "
+        "v_negative"
     ),
-    "epsilon of zero": "",
-    "epsilon and squares of zero": "",
+    "epsilon of zero": (
+        "eps_ratio power_law_alpha power_law_alpha_se power_law_distance power_law_tail "
+        "power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right v_anisotropy"
+    ),
+    "epsilon and squares of zero": (
+        "eps_ratio norm_growth power_law_alpha power_law_alpha_se power_law_distance "
+        "power_law_tail power_law_xmin subspace_gap subspace_null_left subspace_null_right "
+        "subspace_overlap_left subspace_overlap_right update_direction_cosine update_kurtosis "
+        "update_p90 update_p99 update_p999 update_weight_cosine v_anisotropy"
+    ),
 }
 """Edge → the statistics that are NaN there."""

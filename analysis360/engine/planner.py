@@ -383,7 +383,7 @@ def _usable(
         elif unknown:
             skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
         elif any(isinstance(m, Whole) and m.of for m in measures) and not _placed(measures, labels):
-            skipped.append((name, "its modules are not together in any layer; try per_head=True"))
+            skipped.append((name, "no layer's tensors fit it; per_head=True divides by head"))
         elif any(m.pair for m in measures) and not references:
             skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
         else:
@@ -475,12 +475,13 @@ def _budgeted(made: Plan) -> Plan:
     fixed += COMPILER if made.compiled else 0
     most, most_work, which, read, requests = 0, 0, "nothing", 0, 0
     works = Works(made)
+    tied = {m: together(made.labels, m) for m in made.measures if isinstance(m, Whole) and m.of}
     for job in made.jobs:
         work = works.whole(job)
         steps = list(work.steps(made))
         requests += sum(len(reads) for _, reads in steps)
         read += sum(r.nbytes for _, reads in steps for r in reads)
-        besides = _workspace(made, job)
+        besides = _workspace(made, job, tied)
         held = schedule.peak(steps, work.until)
         most_work = max(most_work, besides)
         if held + besides > most:
@@ -499,21 +500,20 @@ def _budgeted(made: Plan) -> Plan:
     return replace(made, peak_nbytes=fixed + most, totals=totals)
 
 
-def _workspace(made: Plan, job: Job) -> int:
+def _workspace(made: Plan, job: Job, tied: Mapping[Whole, Mapping[str, tuple[str, ...]]]) -> int:
     """Workspace of the whole-matrix steps of a checkpoint that may run at once."""
-    spectra = [m for m in made.measures if isinstance(m, Whole)]
     sizes = []
-    for m in spectra:
-        tied = together(made.labels, m) if m.of else {}
-        for name in job.spans:
+    for m in made.measures:
+        for name in job.spans if isinstance(m, Whole) else ():
             shape = made.shape(name)
-            if not m.fits(shape) or (m.of and name not in tied):
+            if not isinstance(m, Whole) or not m.fits(shape) or (m.of and name not in tied[m]):
                 continue
-            shapes = tuple(made.shape(member) for member in tied.get(name, (name,)))
+            members = tied[m][name] if m.of else (name,)
+            shapes = tuple(made.shape(member) for member in members)
             work = m.workspace(shapes if m.of else shape)
-            both = 2 if m.pair else 1
             # A derived state is made of float32 copies of what is stored, and one more of its own
+            elements = sum(math.prod(one) for one in shapes) * (2 if m.pair else 1)
             for state, of in made.made_of.items():
-                copies = both * (len(of) + 1) if state not in STORED else 0
-                sizes.append(work + 4 * copies * sum(math.prod(one) for one in shapes))
+                copies = len(of) + 1 if state not in STORED else 0
+                sizes.append(work + 4 * copies * elements)
     return sum(sorted(sizes)[-workers() :])

@@ -151,12 +151,12 @@ def group(
     small: list[Block] = []
     filled = 0
     beside = _beside(order, columns or {})
-    tied = _tied(together, beside)
+    tied = _tied(order, together, beside)
     for name, shape in order.items():
         if name in tied:
-            mine = [n for n in order if n in tied[name]]
-            if name == mine[0]:
-                jobs.append(tuple(block for n in mine for block in blocks(n, order[n])))
+            if name == tied[name][0]:
+                every = tuple(block for n in tied[name] for block in blocks(n, order[n]))
+                jobs.append(every)
             continue
         names = beside.get(name, (name,))
         numel = math.prod(shape)
@@ -175,15 +175,23 @@ def group(
 
 
 def _tied(
-    together: Iterable[AbstractSet[str]], beside: Mapping[str, tuple[str, ...]]
-) -> dict[str, set[str]]:
-    """Tensor to all that it must be in one job with."""
+    order: Mapping[str, Sequence[int]],
+    together: Iterable[AbstractSet[str]],
+    beside: Mapping[str, tuple[str, ...]],
+) -> dict[str, tuple[str, ...]]:
+    """Tensor to all that it must be in one job with, in order."""
     found: dict[str, set[str]] = {}
     for names in together:
         every = {other for name in names for other in beside.get(name, (name,))}
-        every |= {other for name in every for other in found.get(name, ())}
-        found |= dict.fromkeys(every, every)
-    return found
+        sets = {id(found[name]): found[name] for name in every if name in found}
+        largest = max(sets.values(), key=len, default=set())
+        for other in (every, *sets.values()):
+            if other is not largest:
+                largest |= other
+                found |= dict.fromkeys(other, largest)
+    place = {name: i for i, name in enumerate(order)}
+    ordered = {id(names): tuple(sorted(names, key=place.__getitem__)) for names in found.values()}
+    return {name: ordered[id(names)] for name, names in found.items()}
 
 
 def _beside(

@@ -10,7 +10,26 @@ A new statistic is one function::
         return (square_sum / norm_count) ** 0.5 / max_abs_value
 """
 
-from analysis360.stats import adam, bins, change, moments, spectrum
+from analysis360.stats import (
+    adam,
+    bins,
+    change,
+    checks,
+    directions,
+    gains,
+    geometry,
+    logits,
+    moments,
+    preconditioner,
+    rounding,
+    rows,
+    singular,
+    snr,
+    spectrum,
+    subspace,
+    tails,
+    updates,
+)
 from analysis360.stats.base import (
     BETWEEN,
     REFERENCES,
@@ -37,11 +56,20 @@ from analysis360.stats.base import (
 
 __all__ = [
     "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
-    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "field_owner", "gather",
-    "is_vector", "merge", "moments", "spectrum", "state", "states", "statistic", "statistics",
-    "vector", "whole", "wholes",
+    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "checks", "directions",
+    "field_owner", "gains", "gather", "geometry", "is_vector", "logits", "merge", "moments",
+    "preconditioner", "rounding", "rows", "singular", "snr", "spectrum", "state", "states",
+    "statistic", "statistics", "subspace", "tails", "updates", "vector", "whole", "wholes",
 ]  # fmt: skip
 
-DEFAULT = tuple(name for name in statistics if name not in {*spectrum.__all__, *bins.__all__})
-"""What is measured when nothing is asked for: all sums of one pass. Spectra and histograms are
-opt-in."""
+_ONE_PASS = {
+    "norm_sums", "moment_sums", "value_counts", "difference_sums", "change_counts", "adam_sums",
+}  # fmt: skip
+
+DEFAULT = tuple(
+    name
+    for name, entry in statistics.items()
+    if {measure.name for measure in entry.measures} <= _ONE_PASS
+)
+"""What is measured when nothing is asked for: all that six accumulators give in one pass. Spectra,
+histograms, rows and what takes sums of its own are opt-in."""

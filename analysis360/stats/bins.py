@@ -72,23 +72,39 @@ def _quantile(counts: Values, q: float) -> float:
     return float(low + (high - low) * (rank - total[at - 1]) / counts[at])
 
 
-@statistic(invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    invariant=("sign", "permutation", "transpose"), low=0,
+    code="S3", source="definition", figure="plot_layers",
+    null="0.674 σ for a Gaussian (closed form)",
+    undefined="above 4.3e9, or where it falls among NaN and infinities",
+)  # fmt: skip
 def abs_median(magnitude_bins: Values) -> float:
     r"""Median magnitude, from a histogram: within one of its bins, 12.5 % at most.
 
+    Within the bin it is interpolated, which leaves at most 2 % for a Gaussian (measured).
     A zero stands for anything below 1.3e-29. NaN if it lies above 4.3e9, or if the tensor holds so
     many NaN or infinities that it falls among those.
     """
     return _quantile(magnitude_bins, 0.5)
 
 
-@statistic(invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    invariant=("sign", "permutation", "transpose"), low=0,
+    code="S3", source="definition", figure="plot_layers",
+    null="2.576 σ for a Gaussian (closed form)",
+    undefined="above 4.3e9, or where it falls among NaN and infinities",
+)  # fmt: skip
 def abs_p99(magnitude_bins: Values) -> float:
     """Magnitude below which 99 % of the elements are; precise and undefined as `abs_median`."""
     return _quantile(magnitude_bins, 0.99)
 
 
-@statistic(invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    invariant=("sign", "permutation", "transpose"), low=0,
+    code="S3", source="definition", figure="plot_layers",
+    null="3.291 σ for a Gaussian (closed form)",
+    undefined="above 4.3e9, or where it falls among NaN and infinities",
+)  # fmt: skip
 def abs_p999(magnitude_bins: Values) -> float:
     """Magnitude below which 99.9 % of the elements are; precise and undefined as `abs_median`."""
     return _quantile(magnitude_bins, 0.999)

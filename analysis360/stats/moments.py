@@ -1,4 +1,4 @@
-"""Norms, moments and counts of one tensor (S1 of the catalogue)."""
+"""Norms, moments and counts of one tensor (S1, T1 and T9 of the catalogue)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "kurtosis", "l2_norm", "max_abs", "mean", "moment_sums", "nonfinite", "norm_sums", "rms", "std",
-    "value_counts", "zero_fraction",
+    "kurtosis", "l2_norm", "max_abs", "max_over_rms", "mean", "moment_sums", "nonfinite",
+    "norm_sums", "rms", "rms_to_equilibrium", "skewness", "std", "value_counts", "zero_fraction",
 ]  # fmt: skip
 
 
@@ -94,7 +94,12 @@ def _nonfinite(tensor: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return (tensor.numel() - torch.isfinite(tensor).sum()).to(torch.float64)
 
 
-@statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
+@statistic(
+    degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0,
+    code="S1", source="definition", figure="plot_layers",
+    null="σ√n for independent elements of spread σ (closed form)",
+    undefined="not finite where the tensor holds a NaN or an infinity",
+)  # fmt: skip
 def l2_norm(square_sum: float) -> float:
     r"""Euclidean (Frobenius) norm.
 
@@ -109,47 +114,152 @@ def l2_norm(square_sum: float) -> float:
     return float(np.sqrt(square_sum))
 
 
-@statistic(degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0)
+@statistic(
+    degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0,
+    code="S1", source="definition", figure="plot_layers",
+    null="σ for independent elements of spread σ (closed form); where noise and weight decay "
+    "balance see rms_to_equilibrium",
+    undefined="not finite where the tensor holds a NaN or an infinity",
+)  # fmt: skip
 def rms(square_sum: float, norm_count: float) -> float:
     r"""Root mean square, :math:`\|W\|_F/\sqrt n`: the norm without the size of the tensor."""
     return float(np.sqrt(square_sum / norm_count))
 
 
-@statistic(degree=1, invariant=("permutation", "transpose"))
+@statistic(
+    degree=1, invariant=("permutation", "transpose"),
+    code="S1", source="definition", figure="plot_layers",
+    null="0 ± σ/√n for independent elements of mean zero (closed form)",
+    undefined="for no elements; not finite where the tensor holds a NaN or an infinity",
+)  # fmt: skip
 def mean(total: float, norm_count: float) -> float:
     r"""Arithmetic mean, :math:`\frac1n\sum w`."""
     return total / norm_count if norm_count else float("nan")
 
 
-@statistic(degree=1, invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    degree=1, invariant=("sign", "permutation", "transpose"), low=0,
+    code="S1", source="definition", figure="plot_layers",
+    null="as rms, where the mean is zero",
+    undefined="where the tensor holds a NaN or an infinity",
+)  # fmt: skip
 def std(count: float, m2: float) -> float:
     r"""Standard deviation about the mean, :math:`\sqrt{M_2/n}` (population, not :math:`n-1`)."""
     return float(np.sqrt(m2 / count))
 
 
-@statistic(degree=1, invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    degree=1, invariant=("sign", "permutation", "transpose"), low=0,
+    code="S1", source="definition", figure="plot_layers",
+    null="about σ√(2 ln n) for a Gaussian, a few percent less (closed form, asymptotic)",
+    undefined="where the tensor holds a NaN",
+)  # fmt: skip
 def max_abs(max_abs_value: float) -> float:
     r"""Largest magnitude, :math:`\max|w|`; NaN if the tensor holds a NaN."""
     return max_abs_value
 
 
-@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0, high=1)
+@statistic(
+    degree=0, invariant=("sign", "permutation", "transpose"), low=1,
+    code="T9", source="definition", figure="plot_layers",
+    null="about √(2 ln n) for a Gaussian, a few percent less: 4.9 at a million (simulated)",
+    undefined="for a zero tensor, and one that holds a NaN or an infinity",
+)  # fmt: skip
+def max_over_rms(max_abs_value: float, square_sum: float, norm_count: float) -> float:
+    r"""Largest magnitude over the root mean square: how far the largest outlier stands out.
+
+    :math:`\max|w|\,\sqrt n/\|W\|_F`, between 1 (all magnitudes equal) and :math:`\sqrt n` (one
+    element that is not zero). NaN for a zero tensor. A single element of a down projection far
+    outside the bell is what is called a super weight (Yu et al. 2024, arXiv:2411.07191).
+    """
+    if not 0 < square_sum < math.inf:
+        return float("nan")
+    return float(max_abs_value / np.sqrt(square_sum / norm_count))
+
+
+@statistic(
+    degree=0, invariant=("sign", "permutation", "transpose"), low=0, high=1,
+    code="S1", source="definition", figure="plot_layers",
+    null="0 for trained weights; padding, pruning and rows never touched are not",
+)  # fmt: skip
 def zero_fraction(zeros: float, value_count: float) -> float:
     """Fraction of elements that are exactly zero."""
     return zeros / value_count
 
 
-@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=0)
+@statistic(
+    degree=0, invariant=("sign", "permutation", "transpose"), low=0,
+    code="S1", source="definition", figure="plot_layers",
+    null="0: anything else is a damaged file or a run that has failed",
+)  # fmt: skip
 def nonfinite(nonfinite_count: float) -> float:
     """Number of NaN and infinite elements."""
     return nonfinite_count
 
 
-@statistic(degree=0, invariant=("sign", "permutation", "transpose"), low=1)
+def _equal(count: float, mean: float, m2: float) -> bool:
+    """Whether elements are all equal: what is left of their spread is the rounding of their mean.
+
+    Also true where the spread is not a number.
+    """
+    rounding = count * (4 * np.finfo(np.float64).eps * mean) ** 2
+    return not m2 > rounding
+
+
+@statistic(
+    degree=0, invariant=("permutation", "transpose"),
+    code="T9", source="definition", figure="plot_layers",
+    null="0 ± √(6/n) for a Gaussian (closed form)",
+    undefined="where all elements are equal, or one is a NaN or an infinity",
+)  # fmt: skip
+def skewness(count: float, mean: float, m2: float, m3: float) -> float:
+    r"""Third standardised moment, :math:`\sqrt n\,M_3/M_2^{3/2}`: 0 for what is symmetric.
+
+    NaN for a tensor whose elements are all equal.
+    """
+    return float("nan") if _equal(count, mean, m2) else float(np.sqrt(count) * m3 / m2**1.5)
+
+
+@statistic(
+    degree=0, invariant=("sign", "permutation", "transpose"), low=1,
+    code="T9", source="definition", figure="plot_layers",
+    null="3 ± √(24/n) for a Gaussian, 1.8 for a uniform one (closed form)",
+    undefined="where all elements are equal, or one is a NaN or an infinity",
+)  # fmt: skip
 def kurtosis(count: float, mean: float, m2: float, m4: float) -> float:
     r"""Fourth standardised moment, :math:`n M_4/M_2^2`; 3 for a Gaussian (not the excess).
 
     NaN for a tensor whose elements are all equal.
     """
-    rounding = count * (4 * np.finfo(np.float64).eps * mean) ** 2  # of the mean of equal elements
-    return count * m4 / m2**2 if m2 > rounding else float("nan")
+    return float("nan") if _equal(count, mean, m2) else count * m4 / m2**2
+
+
+@statistic(
+    degree=1, invariant=("sign", "permutation", "transpose", "orthogonal"), low=0,
+    code="T1", source="Kosson et al. 2024 (arXiv:2305.17212), Table 1, re-derived",
+    figure="plot_layers",
+    null="1 in the balance of unit diffusion (closed form); √0.685 = 0.83 is that of K2 before its "
+    "spikes (from published norms)",
+    undefined="for parameters that are not decayed, where rate or decay is not known, and for layers "
+    "that hold decayed and undecayed tensors",
+)  # fmt: skip
+def rms_to_equilibrium(
+    square_sum: float, norm_count: float, lr: float, weight_decay: float
+) -> float:
+    r"""Root mean square over the one at which noise and weight decay balance.
+
+    :math:`\mathrm{RMS}(\theta)/\sqrt{\eta/2\lambda}`, at the learning rate in force at the
+    checkpoint. NaN for parameters that are not decayed.
+
+    **The reference is that of unit diffusion, D = 1**: gradients that are independent from step to
+    step, of steady size. Then :math:`d(\|\theta\|^2/n)/dt=-2\eta\lambda\|\theta\|^2/n+D\eta^2`
+    has its fixed point there. For another D it is :math:`\sqrt{D\,\eta/2\lambda}`; `diffusion`
+    measures D. K2's published norms give D = 0.685 before its spikes, so its own reference is
+    :math:`\sqrt{0.685\,\eta/2\lambda}`, and 0.83 here is balance.
+
+    The norm relaxes within :math:`1/(2\eta\lambda)` steps, 56 checkpoints in the middle of K2: a
+    slow reference, and no state that a run must be in.
+    """
+    if not (lr > 0 and weight_decay > 0):
+        return float("nan")
+    return float(np.sqrt(square_sum / norm_count * 2 * weight_decay / lr))
