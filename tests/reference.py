@@ -189,7 +189,7 @@ CHANGES = {
     ),
     "diffusion": lambda c: ((c.w**2).mean() - (c.decay**2 * c.r**2).mean()) / noise_left(c),
     "angle_to_equilibrium": lambda c: between_angle(c) / np.arccos(c.decay),
-    "sign_flips": lambda c: (np.sign(c.w) != np.sign(c.r))[(c.w != 0) & (c.r != 0)].mean(),
+    "sign_flips": lambda c: (np.sign(c.w) != np.sign(c.r))[(abs(c.w) > 0) & (abs(c.r) > 0)].mean(),
     "rounding_floor": lambda c: (
         np.sqrt((steps_of(c.w) ** 2 / 12).sum() + (steps_of(c.r) ** 2 / 12).sum())
         / np.linalg.norm(c.r)
