@@ -240,8 +240,8 @@ def kurtosis(count: float, mean: float, m2: float, m4: float) -> float:
     figure="plot_layers",
     null="1 in the balance of unit diffusion (closed form); √0.685 = 0.83 is that of K2 before its "
     "spikes (from published norms)",
-    undefined="for parameters that are not decayed, where rate or decay is not known, and for layers "
-    "that hold decayed and undecayed tensors",
+    undefined="for parameters that are not decayed, where rate or decay is not known, and for "
+    "layers that hold decayed and undecayed tensors",
 )  # fmt: skip
 def rms_to_equilibrium(
     square_sum: float, norm_count: float, lr: float, weight_decay: float

@@ -168,6 +168,15 @@ def test_diffusion_without_decay():
         assert got == pytest.approx(want, rel=2e-4 * decay + 1e-9)
 
 
+@pytest.mark.parametrize("lost", [3e-5, 0.9e-4, 1.1e-4, 0.3])
+def test_diffusion_of_a_rate_that_falls_to_nothing(lost):
+    """Early noise has decayed longest: the mean of x exp(−Lx) over the way."""
+    x = (np.arange(100_000) + 0.5) / 100_000
+    want = 1 / (2 * 0.5 * (x * np.exp(-lost * x)).mean())
+    got = statistics["diffusion"].function(1.0, 0.0, 1, math.exp(-lost / 2), 1.0, 0.5, 0.0)
+    assert got == pytest.approx(want, rel=2e-8)
+
+
 @pytest.mark.parametrize(
     "name", ["coherence", "coherence_ratio", "diffusion", "angle_to_equilibrium"]
 )

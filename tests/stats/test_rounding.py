@@ -41,6 +41,15 @@ def test_a_single_element_tells_the_format(length, digit, significant):
         assert ULP.function(x).item() == length * 4.0 ** (1 - significant)
 
 
+def test_small_halves_are_as_far_apart_as_the_smallest_normal_ones():
+    """Below 2**-14 float16 has a fixed step, and float32 has not."""
+    x = torch.full((9,), 2.0**-20, dtype=torch.float64)
+    x[4] = 2.0**-14 * (1 + 2.0**-10)
+    assert ULP.function(x).item() == 9 * 4.0**-24
+    x[4] = 2.0**-14 * (1 + 2.0**-23)
+    assert ULP.function(x).item() == pytest.approx(4.0**-37 + 8 * 4.0**-43, rel=1e-12)
+
+
 def test_bfloat16_exported_wider_has_gained_nothing():
     """As K2's weights, which are float16 on the Hub."""
     x = (0.02 * torch.randn(50_000, generator=generator())).to(torch.bfloat16)
