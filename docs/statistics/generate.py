@@ -15,6 +15,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -33,14 +34,22 @@ HERE = Path(__file__).parent
 COMMAND = "python docs/statistics/generate.py"
 
 TOPICS = {
-    "moments": "Weights: norms, moments, counts",
-    "bins": "Weights: quantiles of magnitudes",
-    "change": "Change: against another checkpoint",
-    "spectrum": "Spectra",
-    "adam": "Adam's moments",
-    "branches": "Tables of a whole run",
+    "Weights: norms, moments, counts": ("moments",),
+    "Weights: tails, quantiles, rounding": ("tails", "bins", "rounding"),
+    "Gains of norms": ("gains",),
+    "Rows and vocabularies": ("rows",),
+    "Change: against another checkpoint": ("change", "geometry"),
+    "Spectra": ("spectrum", "singular", "subspace"),
+    "Attention": ("logits",),
+    "Adam: the update": ("adam", "updates"),
+    "Adam: signal and noise": ("snr",),
+    "Adam: the second moment": ("preconditioner",),
+    "Adam: directions": ("directions",),
+    "Checks": ("checks",),
+    "Tables of a whole run": ("branches", "divergence", "profiles", "invariants", "tokens"),
 }
-"""Module to heading, in the order of the table; others follow under their own name."""
+"""Heading to modules, in the order of the table; others follow under their own name."""
+
 
 # -- words -----------------------------------------------------------------------------------------
 
@@ -209,7 +218,11 @@ def example(row: pd.Series) -> str:
     elif told - ({"lr", "weight_decay"} if moments else set()):
         imports.append("from analysis360.runs import open_memory")
         lines += f"run = open_memory({given}, step=40)\n"
-    if "open_memory" not in lines:
+    if of:
+        imports += ["from pathlib import Path"]
+        imports += ["from safetensors.torch import save_file"]
+        lines += f'table = a360.plan(run, ["{name}"], per_head=True).run(progress=False)\n'
+    elif "open_memory" not in lines:
         lines += f'table = a360.measure({given}, statistics=["{name}"])\n'
     else:
         said, more = _told(told, moments)
@@ -287,19 +300,27 @@ def _training(compares: bool) -> str:
 
 
 def _layer(of: Any) -> str:
-    """The tensors of one layer that a step takes together."""
+    """One layer with two heads, in a folder: its weights do not tell how many heads they are of."""
     lines = f"w = {MATRIX}\nmodel = {{\n"
     for place, module in enumerate(of.values()):
         made = "torch.full((16,), 0.5)" if module.startswith("norm") else f"w.roll({place})"
         lines += f'    "{NAMES[module]}": {made},\n'
-    return lines + "}\n"
+    return lines + (
+        "}\n"
+        'folder = Path("one-layer")\nfolder.mkdir()\n'
+        '(folder / "config.json").write_text(\'{"hidden_size": 16, "num_attention_heads": 2}\')\n'
+        'save_file(model, folder / "model.safetensors")\n'
+        "run = a360.open_run(folder)\n"
+    )
 
 
 def _imported(extra: Iterable[str]) -> str:
     """Imports in the usual order: of Python, of others, of this package."""
-    ours = sorted(line for line in extra if "analysis360" in line)
-    python = sorted(line for line in extra if line not in ours)
-    blocks = [python, ["import torch"], ["import analysis360 as a360", *ours]]
+    extra = sorted(extra, key=lambda line: (line.startswith("from"), line))
+    ours = [line for line in extra if "analysis360" in line]
+    others = [line for line in extra if "safetensors" in line]
+    python = [line for line in extra if line not in ours and line not in others]
+    blocks = [python, ["import torch", *others], ["import analysis360 as a360", *ours]]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n\n"
 
 
@@ -322,8 +343,9 @@ def frame_example(name: str, docstring: str) -> str:
 def printed(source: str) -> str:
     """What an example prints."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec(compile(source, "example", "exec"), {"__name__": "example"})  # noqa: S102
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        with contextlib.redirect_stdout(said):
+            exec(compile(source, "example", "exec"), {"__name__": "example"})  # noqa: S102
     return said.getvalue().rstrip()
 
 
@@ -374,14 +396,14 @@ def index(table: pd.DataFrame) -> str:
         "To add one of your own: [howto/statistic.md](../howto/statistic.md). "
         f"These pages are generated: `{COMMAND}`.",
     ]
-    topics = [*TOPICS, *(t for t in dict.fromkeys(table["topic"]) if t not in TOPICS)]
-    for topic in topics:
-        rows = table[table["topic"] == topic]
+    known = {module for modules in TOPICS.values() for module in modules}
+    others = [topic for topic in dict.fromkeys(table["topic"]) if topic not in known]
+    for heading, modules in (TOPICS | {topic: (topic,) for topic in others}).items():
+        rows = table[table["topic"].isin(modules)]
         if len(rows):
-            text.append(f"## {TOPICS.get(topic, topic.capitalize())}")
             lines = ["| | | what | reads | cost |", "|---|---|---|---|---|"]
             lines += [_line(row) for _, row in rows.iterrows()]
-            text.append("\n".join(lines))
+            text += [f"## {heading}", "\n".join(lines)]
     return "\n\n".join(text) + "\n"
 
 
@@ -396,9 +418,9 @@ def fields() -> str:
     """The page of what a statistic can name."""
     text = [
         "# Results and scalars",
-        "What a [statistic](../howto/statistic.md) may name as a parameter. Of several tensors, sums\n"
-        "are added, the largest and the smallest taken; what is given for each row or column is an\n"
-        "array, and is for one tensor only.",
+        "What a [statistic](../howto/statistic.md) may name as a parameter. Of several tensors,\n"
+        "sums are added, the largest and the smallest taken; what is given for each row or column\n"
+        "is an array, and is for one tensor only.",
         "## Accumulators\n\nOne pass, tile by tile.",
         _table_of(stats.accumulators),
         "## Whole-matrix steps\n\nOne tensor at once; the workspace is in the plan's memory.",
