@@ -35,6 +35,7 @@ if _TYPE_CHECKING:
     from analysis360.engine import Plan as Plan
     from analysis360.engine import plan as plan
     from analysis360.invariants import check_invariants as check_invariants
+    from analysis360.listing import list_statistics as list_statistics
     from analysis360.live import measure as measure
     from analysis360.logs import read_loss as read_loss
     from analysis360.merge import merge_runs as merge_runs
@@ -60,7 +61,7 @@ if _TYPE_CHECKING:
 _HOME = {
     "Checkpoint": "core", "Label": "core", "Run": "core", "TensorInfo": "core",
     "open_run": "runs", "list_runs": "runs", "merge_runs": "merge", "same_files": "merge",
-    "disclosures": "catalog",
+    "disclosures": "catalog", "list_statistics": "listing",
     "Plan": "engine", "plan": "engine", "measure": "live",
     "load_table": "results", "read_provenance": "results",
     "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from analysis360.stats import accumulators, gather, statistics, wholes
+from analysis360.stats import Accumulator, accumulators, gather, statistics, wholes
 
 __all__ = ["CASES", "Case", "fields", "values"]
 
@@ -117,24 +117,35 @@ def scalars(c):
     }  # fmt: skip
 
 
-def fields(c):
-    """Results of every accumulator and whole-matrix step that takes a matrix."""
-    arrays, known, found = given(c), scalars(c) | {"shape": c.w.shape}, {}
-    for _, entry in accumulators.items():
+def taken(entry, c, function=None):
+    """Results of one accumulator or whole-matrix step; of `function` in its place, if given."""
+    arrays, call = given(c), function or entry.function
+    known = {n: v if isinstance(v, str) else float(v) for n, v in scalars(c).items()}
+    known["shape"] = c.w.shape
+    if isinstance(entry, Accumulator):
         mine = {n: arrays[n] if n in arrays else known[n] for n in entry.inputs}
         if entry.axis is None:
             mine = {n: a.reshape(-1) if n in arrays else a for n, a in mine.items()}
-        result = entry.function(**mine)
-        found |= dict(zip(entry.fields, result.numpy() if entry.axis else result.tolist()))
-    for _, entry in wholes.items():
-        at = {**arrays, "gain": torch.from_numpy(c.gain), "key": torch.from_numpy(c.key)}
-        at |= {"query": arrays["tensor"]}
-        if entry.ndim == 1:
-            at |= {name: a.reshape(-1) for name, a in arrays.items()}
-        result = entry.function(**{n: at[n] if n in at else known[n] for n in entry.inputs})
-        found |= dict(zip(entry.fields, result.tolist()))
-        if entry.vector:
-            found[entry.vector] = result.numpy()[len(entry.fields) :]
+        result = call(**mine)
+        got = result.numpy() if entry.axis else result.tolist()
+        return dict(zip(entry.fields, got, strict=True))
+    at = {**arrays, "gain": torch.from_numpy(c.gain), "key": torch.from_numpy(c.key)}
+    at |= {"query": arrays["tensor"]}
+    if entry.ndim == 1:
+        at |= {name: a.reshape(-1) for name, a in arrays.items()}
+    result = call(**{n: at[n] if n in at else known[n] for n in entry.inputs})
+    found = dict(zip(entry.fields, result.tolist()))
+    if entry.vector:
+        found[entry.vector] = result.numpy()[len(entry.fields) :]
+    return found
+
+
+def fields(c):
+    """Results of every accumulator and whole-matrix step that takes a matrix."""
+    found = {}
+    for registry in (accumulators, wholes):
+        for _, entry in registry.items():
+            found |= taken(entry, c)
     return found
 
 

@@ -23,7 +23,7 @@ def corrected(m, v, step, beta1, beta2):
 
 def adam_update(m, v, step, beta1, beta2, eps):
     mh, vh = corrected(m, v, step, beta1, beta2)
-    return mh / (np.sqrt(vh) + eps)
+    return np.where(mh == 0, 0.0, mh / (np.sqrt(vh) + eps))
 
 
 def worst_update(step, beta1, beta2):
@@ -31,7 +31,7 @@ def worst_update(step, beta1, beta2):
     k = np.arange(min(int(step), 4000))
     a = (1 - beta1) * beta1**k / (1 - beta1**step)
     b = (1 - beta2) * beta2**k / (1 - beta2**step)
-    return np.sqrt((a**2 / b).sum())
+    return np.sqrt((a[a > 0] ** 2 / b[a > 0]).sum())
 
 
 def violations(m, v, step, beta1, beta2, eps):
@@ -189,7 +189,7 @@ CHANGES = {
     ),
     "diffusion": lambda c: ((c.w**2).mean() - (c.decay**2 * c.r**2).mean()) / noise_left(c),
     "angle_to_equilibrium": lambda c: between_angle(c) / np.arccos(c.decay),
-    "sign_flips": lambda c: (np.sign(c.w) != np.sign(c.r))[(c.w != 0) & (c.r != 0)].mean(),
+    "sign_flips": lambda c: (np.sign(c.w) != np.sign(c.r))[(abs(c.w) > 0) & (abs(c.r) > 0)].mean(),
     "rounding_floor": lambda c: (
         np.sqrt((steps_of(c.w) ** 2 / 12).sum() + (steps_of(c.r) ** 2 / 12).sum())
         / np.linalg.norm(c.r)

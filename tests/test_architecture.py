@@ -38,6 +38,7 @@ MAY = {
     "published": WAIST | {"storage", "series"},
     "runs": WAIST | {"storage", "description", "catalog", "series", "merge", "published"},
     "live": WAIST | {"engine", "runs"},
+    "listing": WAIST | TABLE_ARM | {"stats"},
     **{name: WAIST | TABLE_ARM for name in TABLE_ARM},
     "plots": WAIST,
     "report": WAIST | TABLE_ARM | {"plots", "results", "stats"},

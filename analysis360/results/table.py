@@ -380,10 +380,9 @@ def _table(
     keys = LEVELS[by]
     fields = {name: (values[kept], there[kept]) for name, (values, there) in fields.items()}
     owners = _owners(info, keys)
-    columns = {e.name: _column(e, info, fields, owners) for e in entries}
-    table = info[[*KEY, *INFO]].reset_index(drop=True)
-    for name, values in columns.items():
-        table[name] = values
+    columns = pd.DataFrame({e.name: _column(e, info, fields, owners) for e in entries})
+    # at once: pandas warns of a hundred columns that come one by one
+    table = pd.concat([info[[*KEY, *INFO]].reset_index(drop=True), columns], axis=1)
     table = table.astype({c: "Int64" for c, t in KEY.items() if t == "Int64"})
     return check_table(
         table.sort_values(ORDER, kind="stable", na_position="first", ignore_index=True)

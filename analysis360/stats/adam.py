@@ -60,9 +60,9 @@ def update_bound(step: float, beta1: float, beta2: float) -> float:
     \frac{\sqrt{1-\beta_2^t}}{1-\beta_1^t}` with :math:`r=\beta_1^2/\beta_2<1`. It holds for any
     sequence of gradients as long as the betas never changed.
     """
+    if beta1**2 >= beta2:  # without memory of its square, a gradient of long ago is unbounded
+        return math.inf if beta1 > 0 else 1.0
     r = beta1**2 / beta2
-    if r >= 1:
-        return math.inf
     geometric: float = math.sqrt((1 - r**step) / (1 - r))
     correction: float = math.sqrt(1 - beta2**step) / (1 - beta1**step)
     return (1 - beta1) / math.sqrt(1 - beta2) * geometric * correction
