@@ -48,12 +48,12 @@ def _workspace(shape: tuple[int, ...]) -> int:
     return 4 * rows * columns + max(work, powerlaw.fit_nbytes(side)) + 64 * 8 * (rows + columns)
 
 
-FIELDS = ("nuclear", "entropy", "square_share", "pl_alpha", "pl_xmin", "pl_distance", "pl_tail")
+FIELDS = ("pl_alpha", "pl_xmin", "pl_distance", "pl_tail")
 
 
 @whole(FIELDS, workspace=_workspace, vector="singular_values")
 def singular_spectrum(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum, entropy and concentration of the singular values, the law of their tail, and they."""
+    """The law of the tail of the eigenvalues, and all singular values."""
     import torch
 
     scale = magnitude(tensor.reshape(-1)).to(torch.float64)
@@ -61,12 +61,11 @@ def singular_spectrum(tensor: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(scale)):
         return torch.full((len(FIELDS) + side,), math.nan, dtype=torch.float64)
     if not bool(scale > 0):
-        none = [0.0, *[math.nan] * (len(FIELDS) - 1)]
+        none = [math.nan] * len(FIELDS)
         return torch.cat([torch.tensor(none, dtype=torch.float64), torch.zeros(side).double()])
     unit, values = float(scale), _values(tensor, scale).cpu()
     law = _law(values.numpy(), max(tensor.shape))
-    fields = [unit * float(values.sum()), *_spread(values.numpy())]
-    fields += [law.alpha, unit**2 * law.xmin, law.distance, law.tail]
+    fields = [law.alpha, unit**2 * law.xmin, law.distance, law.tail]
     return torch.cat([torch.tensor(fields, dtype=torch.float64), unit * values])
 
 
@@ -80,13 +79,6 @@ def _values(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     squares = torch.linalg.eigvalsh(gram(tensor, scale)).flip(0)
     floor = len(squares) * torch.finfo(torch.float64).eps * squares[0]
     return torch.where(squares > floor, squares, 0.0).sqrt()
-
-
-def _spread(values: powerlaw.Values) -> tuple[float, float]:
-    """Entropy of the shares of the sum, and the participation ratio of the squares."""
-    shares = values[values > 0] / values.sum()
-    squares = (values / values[0]) ** 2
-    return float(-(shares * np.log(shares)).sum()), float(squares.sum() ** 2 / (squares**2).sum())
 
 
 def _law(values: powerlaw.Values, length: int) -> powerlaw.PowerLaw:
@@ -105,9 +97,9 @@ def _law(values: powerlaw.Values, length: int) -> powerlaw.PowerLaw:
     undefined="tensors that are not matrices, or hold non-finite values",
     unit="as the tensor",
 )
-def nuclear_norm(nuclear: float) -> float:
+def nuclear_norm(singular_values: powerlaw.Values) -> float:
     r"""Sum of the singular values, :math:`\sum_i\sigma_i`; 0 for a zero matrix."""
-    return nuclear
+    return float(np.sum(singular_values))
 
 
 @statistic(
@@ -120,12 +112,16 @@ def nuclear_norm(nuclear: float) -> float:
     "d for an orthogonal one (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
 )
-def effective_rank(entropy: float) -> float:
+def effective_rank(singular_values: powerlaw.Values) -> float:
     r"""Effective rank, :math:`\exp(-\sum_i p_i\ln p_i)` with :math:`p_i=\sigma_i/\sum\sigma`.
 
     Between 1 and the rank (Roy & Vetterli 2007). NaN for a zero matrix.
     """
-    return float(np.exp(entropy))
+    total = np.sum(singular_values)
+    if not total > 0:
+        return float("nan")
+    shares = singular_values[singular_values > 0] / total
+    return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 @statistic(
@@ -137,13 +133,17 @@ def effective_rank(entropy: float) -> float:
     null="rows·columns/(rows + columns) for a large Gaussian matrix: d/2 if square (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
 )
-def participation_ratio(square_share: float) -> float:
+def participation_ratio(singular_values: powerlaw.Values) -> float:
     r"""How many directions share the energy, :math:`(\sum\sigma^2)^2/\sum\sigma^4`.
 
     1 if one direction holds all, the rank if all hold the same. Less moved by small singular values
     than `effective_rank`. NaN for a zero matrix.
     """
-    return square_share
+    top = np.max(singular_values)
+    if not top > 0:
+        return float("nan")
+    squares = (singular_values / top) ** 2
+    return float(np.sum(squares) ** 2 / np.sum(squares**2))
 
 
 _FIT = "Clauset, Shalizi & Newman 2009, equation 3.1; of weights: Martin & Mahoney 2021"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import analysis360 as a360
 from analysis360.stats import gram, logits, powerlaw, singular, spectrum, statistics, subspace
 from tests import reference
 from tests.cases import CASES, case, values
@@ -176,14 +177,15 @@ def test_by_gram_matrix(shape):
     sigmas = np.geomspace(1, 1e-4, 500)
     w, *_ = with_values(sigmas, *shape)
     found = singular.singular_spectrum(w).numpy()
-    nuclear, entropy, square_share = found[:3]
     got = found[len(singular.FIELDS) :]
     assert got[:500] == pytest.approx(sigmas, rel=1e-6)
     assert (got[500:] < 1e-6).all()  # what a square of 1e-16 lets one know
-    assert nuclear == pytest.approx(sigmas.sum(), rel=1e-9)
+    assert singular.nuclear_norm(got) == pytest.approx(sigmas.sum(), rel=1e-9)
     p = sigmas / sigmas.sum()
-    assert entropy == pytest.approx(-(p * np.log(p)).sum(), rel=1e-6)
-    assert square_share == pytest.approx((sigmas**2).sum() ** 2 / (sigmas**4).sum(), rel=1e-9)
+    assert singular.effective_rank(got) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert singular.participation_ratio(got) == pytest.approx(
+        (sigmas**2).sum() ** 2 / (sigmas**4).sum(), rel=1e-9
+    )
 
 
 def test_vector_is_the_spectrum_in_order():
@@ -402,6 +404,52 @@ def test_logits_do_not_depend_on_where_the_gain_is():
     query, key, gain = normal(8, 30), normal(8, 30, seed=1), 1 + 0.3 * normal(30, seed=2)
     inside = logits.head_logits(query * gain, key * gain, torch.ones(30))
     assert torch.allclose(logits.head_logits(query, key, gain).float(), inside.float(), rtol=1e-5)
+
+
+def test_from_files(tmp_path):
+    """Of a run on disk: bfloat16, two checkpoints, by head, with the singular values beside."""
+    from safetensors.torch import save_file
+
+    names = [
+        f"model.layers.0.{part}.weight"
+        for part in ("self_attn.q_proj", "self_attn.k_proj", "input_layernorm")
+    ]
+    models = []
+    for number in (1, 2):
+        at = tmp_path / "run" / f"step_{number:06d}"
+        at.mkdir(parents=True)
+        shapes = ((48, 48), (24, 48), (48,))
+        tensors = [normal(*s, seed=7 * number + k).bfloat16() for k, s in enumerate(shapes)]
+        models.append(dict(zip(names, tensors, strict=True)))
+        (at / "config.json").write_text(
+            '{"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 48, '
+            '"model_type": "llama"}'
+        )
+        save_file(models[-1], at / "model.safetensors")
+    run = a360.open_run(tmp_path / "run")
+    asked = [*reference.SPECTRA, *reference.SPECTRAL]
+    alone = a360.plan(run, asked).run(tmp_path / "whole", progress=False)
+    query, before = (m[names[0]].double().numpy() for m in reversed(models))
+    rows = alone[(alone["name"] == names[0]) & (alone["step"] == 2)].set_index("against")
+    want = stats_of(query, before)
+    for name in ("spectral_norm", "effective_rank", "power_law_alpha"):
+        assert rows.loc["", name] == pytest.approx(want[name], rel=1e-9), name
+    for name in ("delta_spectral_norm", "subspace_overlap_left", "subspace_gap"):
+        assert rows.loc["previous", name] == pytest.approx(want[name], rel=1e-6), name
+    vectors = a360.load_table(tmp_path / "whole", kind="vectors")
+    mine = vectors[(vectors["name"] == names[0]) & (vectors["step"] == 2)]
+    assert mine["vector"].tolist() == ["singular_values"]
+    heads = a360.plan(run, ["qk_logit_bound"], per_head=True).run(
+        tmp_path / "heads", progress=False
+    )
+    got = heads[(heads["step"] == 2) & heads["qk_logit_bound"].notna()]
+    q, k, gain = (models[1][name].float() for name in names)
+    for head, bound in zip(got["head"], got["qk_logit_bound"], strict=True):
+        mine, other = q[12 * head :][:12], k[12 * (head // 2) :][:12]
+        assert bound == pytest.approx(float(logits.head_logits(mine, other, gain)[0]), rel=1e-9)
+    assert len(got) == 4
+    layer = a360.load_table(tmp_path / "heads", by="layer")
+    assert layer["qk_logit_bound"].max() == got["qk_logit_bound"].max()  # its largest head
 
 
 # --- Undefined, and memory -----------------------------------------------------------------------
