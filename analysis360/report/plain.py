@@ -10,12 +10,15 @@ _SIGNS = {
     r"\sum": "Σ ", r"\beta": "β", r"\rho": "ρ", r"\epsilon": "ε", r"\theta": "θ", r"\delta": "δ",
     r"\sigma": "σ", r"\eta": "η", r"\Delta": "Δ", r"\alpha": "α", r"\|": "‖", r"\cdot": "·",
     r"\max": "max ", r"\min": "min ", r"\log": "log ", r"\,": "", r"\le": "≤", r"\ge": "≥",
-    r"\times": "×", r"\infty": "∞",
+    r"\times": "×", r"\infty": "∞", r"\prod": "∏", r"\exp": "exp ", r"\ln": "ln ",
+    r"\cos": "cos", r"\langle": "⟨", r"\rangle": "⟩", r"\lambda": "λ", r"\gamma": "γ",
+    r"\Gamma": "Γ", r"\Pi": "Π", r"\Sigma": "Σ",
 }  # fmt: skip
 _SHAPES = (
     (r"\\hat\{(\w)\}", "\\1\u0302"),
     (r"\\hat\s*(\w)", "\\1\u0302"),
     (r"\\overline\{([^{}]*)\}", r"mean(\1)"),
+    (r"\\overline\s*(\w)", r"mean(\1)"),
     (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)"),
     (r"\\frac(\w)(\w)", r"\1/\2 "),
     (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),
