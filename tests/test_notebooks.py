@@ -20,7 +20,10 @@ from analysis360.results import load_table
 from tests.hub_server import HubServer, serve_run
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-NAMES = ("01_first_look", "02_k2_loss_spike", "03_restart_branches")
+NAMES = (
+    "01_first_look", "02_k2_loss_spike", "03_restart_branches", "04_optimizer_state",
+    "06_add_a_statistic",
+)  # fmt: skip
 WHERE = 'RUN = "../analysis360-demo"'
 NO_HUB = "http://127.0.0.1:9"
 
@@ -137,6 +140,32 @@ def test_restart_branches(executed: Executed) -> None:
     apart = table[(table["against"] == "partner") & (table["state"] == "weight")]
     assert (apart.loc[apart["branch"] == "spike", "displacement"] > 0).all()
     assert figures(notebook) == 5
+
+
+def test_optimizer_state(executed: Executed) -> None:
+    notebook, folder = executed("04_optimizer_state")
+    text = printed(notebook)
+    assert "RMS of the update for pure noise: 0.22" in text
+    invariants = ("update bound", "second moment within clip", "one optimizer step", "finite")
+    assert all(name in text for name in invariants)
+    assert "FAIL" not in text.replace('"FAIL"', "")
+    vectors = load_table(folder / "measured_moments", kind="vectors")
+    assert {"update_bins", "root_v_bins", "shift_bins"} == set(vectors["vector"])
+    whole = load_table(folder / "measured_moments", by="all")
+    partner = whole[(whole["against"] == "partner") & (whole["state"] == "adam")]
+    assert set(partner["branch"]) == {"spike", "placebo"}
+    assert (partner["v_shift_p10"] <= partner["v_shift_p90"]).all()
+    assert figures(notebook) == 5
+
+
+def test_add_a_statistic(executed: Executed) -> None:
+    notebook, folder = executed("06_add_a_statistic")
+    text = printed(notebook)
+    assert "gaussian    0.08" in text and "equal       0.01" in text
+    assert "the five with the smallest peaks" in text
+    assert list((folder / "measured_grown" / "parts").glob("part-*.parquet"))
+    assert list((folder / "measured_own" / "parts").glob("part-*.parquet"))
+    assert figures(notebook) == 2
 
 
 @pytest.fixture
