@@ -127,8 +127,7 @@ def reads(measure: Measure) -> list[str]:
 
 def _scalars(entry: Statistic) -> list[str]:
     """Scalars that it names, or that what it rests on does, in the order of `SCALARS`."""
-    named = {*entry.inputs, *(name for measure in entry.measures for name in measure.inputs)}
-    return [name for name in SCALARS if name in named]
+    return [name for name in SCALARS if name in entry.scalars]
 
 
 def _cost(entry: Statistic) -> list[str]:

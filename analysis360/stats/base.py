@@ -320,6 +320,8 @@ def is_vector(name: str) -> bool:
     >>> is_vector("magnitude_bins"), is_vector("square_sum")
     (True, False)
     """
+    if name in terms:
+        return False
     owner = field_owner(name)
     if isinstance(owner, Whole):
         return name == owner.vector
