@@ -77,8 +77,8 @@ def list_statistics() -> pd.DataFrame:
     --------
     >>> import analysis360 as a360
     >>> table = a360.list_statistics().set_index("name")
-    >>> table.loc["cosine", ["reads", "compares", "cost"]].tolist()
-    ['any state, reference', True, 'sums']
+    >>> table.loc["cosine", ["code", "reads", "cost"]].tolist()
+    ['S2', 'any state, reference', 'sums']
     """
     rows = [_statistic(entry) for _, entry in stats.statistics.items()]
     rows += [_frame(*said) for said in FRAMES]
