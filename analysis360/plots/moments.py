@@ -76,6 +76,8 @@ def plot_moments(table: pd.DataFrame) -> Figure:
     """
     need_columns(table, ["branch", "state", "layer"], TITLE)
     rows = table[table["state"] == "adam"]
+    if "against" in rows:  # comparisons of moments have rows of their own, without these columns
+        rows = rows[rows["against"].fillna("") == ""]
     if rows.empty:
         there = list(dict.fromkeys(table["state"]))
         raise TableError(f'{TITLE}: no row has state "adam"; there are {there}')

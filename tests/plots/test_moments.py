@@ -56,3 +56,11 @@ def test_what_cannot_be_drawn_is_refused():
         plot_moments(table_frame("tensor"))
     with pytest.raises(TableError, match="have none of"):
         plot_moments(table[["branch", "state", "layer", "tokens"]])
+
+
+def test_comparisons_of_moments_are_not_drawn():
+    """They are of state "adam" too, at the same tokens, where only other columns have values."""
+    table = table_frame("all").assign(against="")
+    beside = table[table["state"] == "adam"].assign(against="previous", update_rms=99.0)
+    drawn = plot_moments(pd.concat([table, beside])).axes[0]
+    assert max(max(line.get_ydata()) for line in drawn.lines) < 99
