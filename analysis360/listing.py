@@ -79,6 +79,12 @@ def list_statistics() -> pd.DataFrame:
     >>> table = a360.list_statistics().set_index("name")
     >>> table.loc["cosine", ["reads", "compares", "cost"]].tolist()
     ['any state, reference', True, 'sums']
+
+    All of a topic, to be asked for together: ``plan(run, names)``.
+
+    >>> names = table.index[table["topic"] == "gains"].tolist()
+    >>> names
+    ['gain_min', 'gain_median', 'gain_max', 'gain_negative']
     """
     rows = [_statistic(entry) for _, entry in stats.statistics.items()]
     rows += [_frame(module, name) for module, name in FRAMES]
