@@ -14,17 +14,17 @@ from analysis360.stats.base import REFERENCES, SCALARS, STORED, Measure, Statist
 
 __all__ = ["FRAMES", "list_statistics"]
 
-FRAMES: tuple[tuple[str, str], ...] = (
-    ("branches", "compare_branches"),
-    ("branches", "rank_layers"),
-    ("branches", "shares"),
-    ("divergence", "branch_divergence"),
-    ("divergence", "growth_exponent"),
-    ("profiles", "depth_profile"),
-    ("invariants", "check_invariants"),
-    ("tokens", "rank_tokens"),
+FRAMES: tuple[tuple[str, str, str], ...] = (
+    ("branches", "compare_branches", "S10"),
+    ("branches", "rank_layers", "S10"),
+    ("branches", "shares", "S6"),
+    ("divergence", "branch_divergence", "S10"),
+    ("divergence", "growth_exponent", "S10"),
+    ("profiles", "depth_profile", "T11"),
+    ("invariants", "check_invariants", "S9"),
+    ("tokens", "rank_tokens", "S13"),
 )
-"""Module and name of the statistics that are functions of a whole table."""
+"""Module, name and number of the statistics that are functions of a whole table."""
 
 SIDE = 8192
 """Rows and columns of the matrix for which the workspace of a whole-matrix step is given."""
@@ -77,8 +77,8 @@ def list_statistics() -> pd.DataFrame:
     --------
     >>> import analysis360 as a360
     >>> table = a360.list_statistics().set_index("name")
-    >>> table.loc["cosine", ["reads", "compares", "cost"]].tolist()
-    ['any state, reference', True, 'sums']
+    >>> table.loc["cosine", ["code", "reads", "cost"]].tolist()
+    ['S2', 'any state, reference', 'sums']
 
     All of a topic, to be asked for together: ``plan(run, names)``.
 
@@ -87,7 +87,7 @@ def list_statistics() -> pd.DataFrame:
     ['gain_min', 'gain_median', 'gain_max', 'gain_negative']
     """
     rows = [_statistic(entry) for _, entry in stats.statistics.items()]
-    rows += [_frame(module, name) for module, name in FRAMES]
+    rows += [_frame(*said) for said in FRAMES]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -107,10 +107,10 @@ def _statistic(entry: Statistic) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _frame(module: str, name: str) -> dict[str, Any]:
+def _frame(module: str, name: str, code: str) -> dict[str, Any]:
     function = getattr(import_module(f"analysis360.{module}"), name)
     return {
-        "name": name, "kind": "frame", "code": "", "topic": module,
+        "name": name, "kind": "frame", "code": code, "topic": module,
         "summary": (inspect.getdoc(function) or name).splitlines()[0],
         "reads": "a measured table", "scalars": "", "compares": None, "cost": "none",
         "workspace": None, "default": False, "unit": "", "low": None, "high": None,
@@ -133,8 +133,7 @@ def reads(measure: Measure) -> list[str]:
 
 def _scalars(entry: Statistic) -> list[str]:
     """Scalars that it names, or that what it rests on does, in the order of `SCALARS`."""
-    named = {*entry.inputs, *(name for measure in entry.measures for name in measure.inputs)}
-    return [name for name in SCALARS if name in named]
+    return [name for name in SCALARS if name in entry.scalars]
 
 
 def _cost(entry: Statistic) -> list[str]:

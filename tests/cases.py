@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from analysis360.stats import Accumulator, accumulators, gather, statistics, wholes
+from analysis360.stats import Accumulator, accumulators, gather, statistics, terms, wholes
 
-__all__ = ["CASES", "Case", "fields", "values"]
+__all__ = ["CASES", "Case", "fields", "termed", "values"]
 
 
 def normal(seed, *shape):
@@ -149,11 +149,21 @@ def fields(c):
     return found
 
 
+def termed(known):
+    """Terms of the fields and scalars that are known."""
+    return {
+        name: np.float64(entry.function(**{n: known[n] for n in entry.inputs}))
+        for name, entry in terms.items()
+        if all(n in known for n in entry.inputs)
+    }
+
+
 def values(c, only=None):
     """Every statistic of a case (or those in `only`); NaN where it is not defined."""
     known = {n: np.float64(v) if isinstance(v, float) else v for n, v in fields(c).items()}
     known |= scalars(c)
     with np.errstate(all="ignore"):
+        known |= termed(known)
         return {
             name: float(entry.function(**{n: gather(known, n) for n in entry.inputs}))
             for name, entry in statistics.items()

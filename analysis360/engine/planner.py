@@ -379,8 +379,8 @@ def _usable(
     for name in wanted:
         measures = statistics[name].measures
         named = {s for m in measures for s in m.named_states}
-        inputs = (*statistics[name].inputs, *(s for m in measures for s in m.inputs))
-        told = {s for s in inputs if s in (*Adam.__dataclass_fields__, *BETWEEN, "step")}
+        enters = (*Adam.__dataclass_fields__, *BETWEEN, "step")
+        told = {s for s in statistics[name].scalars if s in enters}
         lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
         unknown = {s for s in told if not any(s in found for found in known)}
         unfit = _unfit(measures, tensors, labels)

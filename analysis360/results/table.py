@@ -19,6 +19,7 @@ from analysis360.stats import (
     BETWEEN,
     SCALARS,
     Statistic,
+    Term,
     Whole,
     field_owner,
     gather,
@@ -60,6 +61,7 @@ class _Rows:
     opt_step: dict[int, float] = field(default_factory=dict)
     fields: dict[Measure, tuple[npt.NDArray[np.intp], Values]] = field(default_factory=dict)
     vectors: dict[str, tuple[npt.NDArray[np.intp], Column]] = field(default_factory=dict)
+    terms: dict[str, tuple[npt.NDArray[np.intp], Values]] = field(default_factory=dict)
 
     def row(self, entry: Entry) -> int:
         place = (entry.position, entry.name, entry.state, entry.against)
@@ -100,6 +102,7 @@ def tabulate(
         return check_table(empty.astype(dict.fromkeys(wanted, "float64"))), missing
     info = _described(contents, rows)
     kept = ~info["name"].isin(missing).to_numpy()
+    rows.terms = _terms(rows, info, [term for entry in entries for term in entry.terms])
     if by == "tensor":
         return _table(info[kept], _fields(rows), entries, kept), missing
     level, fields = _merged(info, rows, LEVELS[by])
@@ -325,12 +328,42 @@ def _fields(rows: _Rows) -> Fields:
             values = np.full(len(rows.entries), np.nan)
             values[at] = sums[:, column]
             found[name] = (values, there)
+    for name, (at, sums) in rows.terms.items():
+        values, there = np.full(len(rows.entries), np.nan), np.zeros(len(rows.entries), dtype=bool)
+        values[at], there[at] = sums, True
+        found[name] = (values, there)
     for name, (places, arrays) in rows.vectors.items():
         vectors = np.full(len(rows.entries), None, dtype=object)
         there = np.zeros(len(rows.entries), dtype=bool)
         vectors[places], there[places] = arrays, True
         found[name] = (vectors, there)
     return found
+
+
+def _terms(
+    rows: _Rows, info: pd.DataFrame, wanted: Sequence[Term]
+) -> dict[str, tuple[Ints, Values]]:
+    """Terms of every row that has their fields."""
+    fields, found = _fields(rows), {}
+    for term in dict.fromkeys(wanted):
+        mine = [name for name in term.inputs if name not in SCALARS]
+        at = np.flatnonzero(np.all([fields[name][1] for name in mine], axis=0))
+        given = [
+            fields[name][0][at] if name in mine else _scalar(info.iloc[at], name)
+            for name in term.inputs
+        ]
+        with np.errstate(all="ignore"):
+            values = [float(term.function(*numbers)) for numbers in zip(*given)]
+        found[term.name] = (at, np.asarray(values, dtype=np.float64))
+    return found
+
+
+def _scalar(info: pd.DataFrame, name: str) -> npt.NDArray[Any]:
+    """A scalar of each row, as statistics are given it."""
+    stored = info["opt_step" if name == "step" else name]
+    if name in TEXTS:
+        return stored.to_numpy()
+    return stored.to_numpy(np.float64, na_value=np.nan)
 
 
 def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFrame, Fields]:
@@ -353,6 +386,10 @@ def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFr
             fields[name] = (merged[:, column], there)
         none = np.full(len(first), None, dtype=object)
         fields |= dict.fromkeys(_vectors(measure), (none, np.zeros(len(first), dtype=bool)))
+    for name, (at, sums) in rows.terms.items():
+        there = np.bincount(code[at], minlength=len(first)) > 0
+        merged = np.bincount(code[at], weights=sums, minlength=len(first))
+        fields[name] = (np.where(there, merged, np.nan), there)
     level = info.iloc[first].copy()
     once = ~pd.DataFrame({"group": code, "name": info["name"].to_numpy()}).duplicated().to_numpy()
     counts = info["numel"].to_numpy(dtype=np.float64)[once]  # each tensor once
@@ -434,11 +471,7 @@ def _column(
             given.append(gather(same, name)[mine])
             fits &= there[mine]
         else:
-            stored = info["opt_step" if name == "step" else name]
-            numbers = name not in TEXTS
-            given.append(
-                stored.to_numpy(np.float64, na_value=np.nan) if numbers else stored.to_numpy()
-            )
+            given.append(_scalar(info, name))
     values = np.full(len(info), np.nan)
     with np.errstate(all="ignore"):
         for row in np.flatnonzero(fits):

@@ -38,6 +38,7 @@ from analysis360.stats.base import (
     Accumulator,
     State,
     Statistic,
+    Term,
     Whole,
     accumulator,
     accumulators,
@@ -49,17 +50,20 @@ from analysis360.stats.base import (
     states,
     statistic,
     statistics,
+    term,
+    terms,
     vector,
     whole,
     wholes,
 )  # fmt: skip
 
 __all__ = [
-    "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "Accumulator", "State", "Statistic",
-    "Whole", "accumulator", "accumulators", "adam", "bins", "change", "checks", "directions",
-    "field_owner", "gains", "gather", "geometry", "is_vector", "logits", "merge", "moments",
-    "preconditioner", "rounding", "rows", "singular", "snr", "spectrum", "state", "states",
-    "statistic", "statistics", "subspace", "tails", "updates", "vector", "whole", "wholes",
+    "Accumulator", "BETWEEN", "DEFAULT", "REFERENCES", "SCALARS", "STORED", "State",
+    "Statistic", "Term", "Whole", "accumulator", "accumulators", "adam", "bins", "change",
+    "checks", "directions", "field_owner", "gains", "gather", "geometry", "is_vector",
+    "logits", "merge", "moments", "preconditioner", "rounding", "rows", "singular", "snr",
+    "spectrum", "state", "states", "statistic", "statistics", "subspace", "tails", "term",
+    "terms", "updates", "vector", "whole", "wholes",
 ]  # fmt: skip
 
 _ONE_PASS = {

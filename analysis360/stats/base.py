@@ -1,4 +1,4 @@
-"""The four kinds of registered function, and how their results merge.
+"""The kinds of registered function, and how their results merge.
 
 ``state``
     A derived array, element by element: ``update(exp_avg, exp_avg_sq, …)``.
@@ -8,6 +8,9 @@
 ``whole``
     A whole matrix, or several of a layer → a few float64 numbers and perhaps a vector, for what is
     no function of sums (spectra).
+``term``
+    Sums of one tensor and scalars → one more sum, taken before tensors are merged: for scalars that
+    the tensors of a layer do not share.
 ``statistic``
     Results of the above and scalars → one number. It never sees a tensor.
 
@@ -40,6 +43,7 @@ __all__ = [
     "Accumulator",
     "State",
     "Statistic",
+    "Term",
     "Whole",
     "accumulator",
     "accumulators",
@@ -52,6 +56,8 @@ __all__ = [
     "states",
     "statistic",
     "statistics",
+    "term",
+    "terms",
     "vector",
     "whole",
     "wholes",
@@ -199,6 +205,15 @@ Measure = Accumulator | Whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Term:
+    """A sum made of the fields of one tensor and its scalars; over tensors it adds up."""
+
+    name: str
+    function: Callable[..., float]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Statistic:
     """A number made of fields and scalars, with the laws that its tests prove.
 
@@ -242,8 +257,21 @@ class Statistic:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """The accumulators and whole-matrix steps it rests on."""
-        found = (field_owner(name) for name in self.inputs if name not in SCALARS)
+        named = [*self.inputs, *(n for term in self.terms for n in term.inputs)]
+        found = (field_owner(n) for n in named if n not in SCALARS and n not in terms)
         return tuple(dict.fromkeys(found))
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms it names."""
+        return tuple(terms[name] for name in self.inputs if name in terms)
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """Scalars that it, its terms and its measures name."""
+        made_of = (*self.terms, *self.measures)
+        named = [*self.inputs, *(n for entry in made_of for n in entry.inputs)]
+        return tuple(dict.fromkeys(n for n in named if n in SCALARS))
 
     @property
     def summary(self) -> str:
@@ -254,6 +282,7 @@ class Statistic:
 states: Registry[State] = Registry("state", StatisticError)
 accumulators: Registry[Accumulator] = Registry("accumulator", StatisticError)
 wholes: Registry[Whole] = Registry("whole-matrix step", StatisticError)
+terms: Registry[Term] = Registry("term", StatisticError)
 statistics: Registry[Statistic] = Registry("statistic", StatisticError)
 
 
@@ -269,8 +298,8 @@ def field_owner(name: str) -> Measure:
         for _, entry in registry.items():
             if name in _results(entry) or f"{name}[0]" in entry.fields:
                 return entry
-    every = (f for r in (accumulators, wholes) for _, e in r.items() for f in _results(e))
-    known = sorted({field.partition("[")[0] for field in every})
+    every = [f for r in (accumulators, wholes) for _, e in r.items() for f in _results(e)]
+    known = sorted({field.partition("[")[0] for field in (*every, *terms)})
     raise StatisticError(
         f"unknown input {name!r}; results that can be named: {', '.join(known)}; "
         f"scalars: {', '.join(SCALARS)}"
@@ -291,6 +320,8 @@ def is_vector(name: str) -> bool:
     >>> is_vector("magnitude_bins"), is_vector("square_sum")
     (True, False)
     """
+    if name in terms:
+        return False
     owner = field_owner(name)
     if isinstance(owner, Whole):
         return name == owner.vector
@@ -345,6 +376,8 @@ def _claim(owner: str, fields: Iterable[str]) -> None:
     for result in fields:
         if result in SCALARS or result in STORED or result in REFERENCES:
             raise StatisticError(f"{owner!r}: a result cannot be called {result!r}, as an input is")
+        if result in terms and result != owner:
+            raise StatisticError(f"{owner!r}: a term is called {result!r} already")
         for registry in (accumulators, wholes):
             for name, entry in registry.items():
                 if result in _results(entry) and name != owner:
@@ -487,6 +520,44 @@ def whole(
     return register
 
 
+def term() -> Callable[[Callable[..., float]], Callable[..., float]]:
+    """Register a term: fields of one tensor and its scalars in, a sum out, of the function's name.
+
+    Statistics name it as they name a field. Of several tensors it is taken of each, and added.
+
+    Raises
+    ------
+    StatisticError
+        If a parameter is neither a scalar nor a result that is one number, or the name is taken.
+
+    Examples
+    --------
+    >>> from analysis360.stats import statistic, statistics, term, terms
+    >>> @term()
+    ... def decayed_square(square_sum, weight_decay):
+    ...     return weight_decay * square_sum
+    >>> @statistic(degree=2, low=0)
+    ... def decay_energy(decayed_square):
+    ...     "What weight decay adds to the loss, as L2 regularisation would."
+    ...     return decayed_square / 2
+    >>> [measure.name for measure in statistics["decay_energy"].measures]
+    ['norm_sums']
+    >>> statistics.remove("decay_energy"), terms.remove("decayed_square")
+    (None, None)
+    """
+
+    def register(function: Callable[..., float]) -> Callable[..., float]:
+        inputs, name = tuple(inspect.signature(function).parameters), function.__name__
+        named = [n for n in inputs if n not in SCALARS]
+        if not named or any(is_vector(n) for n in named):
+            raise StatisticError(f"term {name!r} has to name results that are numbers, not {named}")
+        _claim(name, [name])
+        terms.add(name, Term(name, function, inputs))
+        return function
+
+    return register
+
+
 def statistic(
     *,
     degree: float | None = None,
@@ -530,7 +601,7 @@ def statistic(
     def register(function: Callable[..., float]) -> Callable[..., float]:
         inputs = tuple(inspect.signature(function).parameters)
         for name in inputs:
-            if name not in SCALARS:
+            if name not in SCALARS and name not in terms:
                 field_owner(name)
         if all(name in SCALARS for name in inputs):
             raise StatisticError(f"statistic {function.__name__!r} names no measured result")

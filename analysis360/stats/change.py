@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis360.stats.base import accumulator, statistic
+from analysis360.stats.base import accumulator, statistic, term
 from analysis360.stats.moments import norm_sq
 from analysis360.stats.tiles import count_zeros, magnitude, once, scratch
 
@@ -246,7 +246,8 @@ def sign_flips(sign_flip_count: float, signed_count: float) -> float:
     return sign_flip_count / signed_count if signed_count > 0 else float("nan")
 
 
-def _undecayed_sq(diff_sq: float, cross: float, reference_sq: float, decay: float) -> float:
+@term()
+def undecayed_sq(diff_sq: float, cross: float, reference_sq: float, decay: float) -> float:
     r"""Squared length of :math:`\theta-\Pi\theta_{ref}`: the way without what decay did to it.
 
     It is :math:`d+(1-\Pi)\theta_{ref}`, so no difference of nearly equal squares is taken. If the
@@ -262,12 +263,9 @@ def _undecayed_sq(diff_sq: float, cross: float, reference_sq: float, decay: floa
     null="1/√T_eff for independent gradients: 0.0326 over 941 steps of constant rate (closed form; "
     "simulated 0.0320 at Adam's betas (0.9, 0.95)); a drift of 0.05, 0.2, 1 of the noise's spread "
     "gives 0.059, 0.196, 0.70 there (simulated); at most 1.165 (closed form)",
-    undefined="where the schedule or the decay is not known, where no step lies between, and for "
-    "layers that hold decayed and undecayed tensors",
+    undefined="where the schedule or the decay is not known, and where no step lies between",
 )  # fmt: skip
-def coherence(
-    diff_sq: float, cross: float, reference_sq: float, numel: float, decay: float, lr_sum: float
-) -> float:
+def coherence(undecayed_sq: float, numel: float, lr_sum: float) -> float:
     r"""How straight the way was: the mean of Adam's updates, near 1 if they all agree.
 
     :math:`\kappa=\mathrm{RMS}(\theta-\Pi\theta_{ref})/\sum_t\eta_t`, small if they cancel. Neither
@@ -276,12 +274,9 @@ def coherence(
     the displacement is not well above `rounding_floor`, it is that which is seen.
 
     NaN without a learning-rate schedule, where the weight decay is not known, and where no step
-    lies between (the other branch at the same step). For a layer too, if it holds decayed matrices
-    and undecayed gains; for its modules it is not.
+    lies between (the other branch at the same step).
     """
-    if not lr_sum > 0:
-        return float("nan")
-    return float(np.sqrt(_undecayed_sq(diff_sq, cross, reference_sq, decay) / numel) / lr_sum)
+    return float(np.sqrt(undecayed_sq / numel) / lr_sum) if lr_sum > 0 else float("nan")
 
 
 @statistic(
@@ -291,9 +286,7 @@ def coherence(
     "momentum remembers; simulated 0.97 to 0.98 at Adam's betas (0.9, 0.95))",
     undefined="as coherence",
 )  # fmt: skip
-def coherence_ratio(
-    diff_sq: float, cross: float, reference_sq: float, numel: float, decay: float, lr_sq_sum: float
-) -> float:
+def coherence_ratio(undecayed_sq: float, numel: float, lr_sq_sum: float) -> float:
     r"""Coherence over that of a random walk of the same steps.
 
     :math:`\kappa\sqrt{T_{eff}}` with :math:`T_{eff}=(\sum\eta_t)^2/\sum\eta_t^2`, so it is
@@ -308,9 +301,7 @@ def coherence_ratio(
     :math:`T`; a single update's is :math:`c=(1-\beta_1)/(1+\beta_1)` = 0.0526, and the correlation
     of neighbours makes up the factor :math:`1/c`. The second moment's own noise takes 2 to 3 % off.
     """
-    if not lr_sq_sum > 0:
-        return float("nan")
-    return float(np.sqrt(_undecayed_sq(diff_sq, cross, reference_sq, decay) / numel / lr_sq_sum))
+    return float(np.sqrt(undecayed_sq / numel / lr_sq_sum)) if lr_sq_sum > 0 else float("nan")
 
 
 @statistic(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.adam import known, unknown
-from analysis360.stats.base import accumulator, statistic
+from analysis360.stats.base import accumulator, statistic, term
 from analysis360.stats.tiles import scratch
 from analysis360.stats.updates import direction
 
@@ -82,17 +82,25 @@ def _cosine(dot: float, square: float, other: float) -> float:
     return float(np.clip(dot / size, -1, 1)) if size > 0 else math.nan
 
 
-def _back(
-    way_sq: float, way_start: float, start_sq: float, way_other: float, start_other: float,
-    other_sq: float, decay: float,
-) -> float:  # fmt: skip
-    """Cosine of something with minus the way, from which the decay's share is taken."""
+@term()
+def undecayed_way_sq(way_sq: float, way_start: float, start_sq: float, decay: float) -> float:
+    """Squared length of the way, without the decay's share; 0 if it is rounding."""
     gone = 1 - decay
     size_sq = way_sq + 2 * gone * way_start + gone**2 * start_sq
     rounding = 32 * np.finfo(np.float64).eps * (way_sq + gone**2 * start_sq)
-    if not size_sq > rounding:
-        return math.nan
-    return _cosine(-(way_other + gone * start_other), size_sq, other_sq)
+    return 0.0 if size_sq <= rounding else size_sq
+
+
+@term()
+def undecayed_way_update(way_update: float, start_update: float, decay: float) -> float:
+    """Product of that way with the update."""
+    return way_update + (1 - decay) * start_update
+
+
+@term()
+def undecayed_way_momentum(way_momentum: float, start_momentum: float, decay: float) -> float:
+    """Product of that way with the first moment."""
+    return way_momentum + (1 - decay) * start_momentum
 
 
 @statistic(
@@ -100,27 +108,22 @@ def _back(
     code="T2", source="derived",
     null="0.075 at 941 steps of independent Gaussian gradients of any sizes, β = (0.9, 0.95), "
     "simulated; it falls as 1/√steps: 0.053 at 1882, 0.043 at 2823",
-    undefined="nothing moved but by decay; decay, step or a hyper-parameter not known; tensors "
-    "with and without decay together",
+    undefined="nothing moved but by decay; decay, step or a hyper-parameter not known",
     figure="plot_layers",
 )  # fmt: skip
 def update_direction_cosine(
-    way_sq: float, way_start: float, start_sq: float, way_update: float, start_update: float,
-    way_update_sq: float, decay: float,
-) -> float:  # fmt: skip
+    undecayed_way_update: float, undecayed_way_sq: float, way_update_sq: float
+) -> float:
     r"""Cosine of the last update with the way since the reference, turned round.
 
     :math:`\cos(-\Delta\theta',u)` with :math:`\Delta\theta'=\theta_b-\Pi\theta_a`, where
     :math:`\Pi=\prod_t(1-\eta_t\lambda)` is what decay alone would have left. Near 0: a walk; near
     1: still going the same way; negative: turning back. Not 0 under pure noise, since the update
     shares its last ~10 steps with the way. Preferred to `momentum_direction_cosine`. NaN if nothing
-    moved but by decay, if the update is zero, before the first step, where Π, the step or a
-    hyper-parameter is not known, and for several tensors together of which some decay and some do
-    not: they have no one Π.
+    moved but by decay, if the update is zero, before the first step, and where Π, the step or a
+    hyper-parameter is not known.
     """
-    return _back(
-        way_sq, way_start, start_sq, way_update, start_update, way_update_sq, decay
-    )  # fmt: skip
+    return _cosine(-undecayed_way_update, undecayed_way_sq, way_update_sq)
 
 
 @statistic(
@@ -131,16 +134,13 @@ def update_direction_cosine(
     undefined="as update_direction_cosine", figure="plot_layers",
 )  # fmt: skip
 def momentum_direction_cosine(
-    way_sq: float, way_start: float, start_sq: float, way_momentum: float, start_momentum: float,
-    way_momentum_sq: float, decay: float,
-) -> float:  # fmt: skip
+    undecayed_way_momentum: float, undecayed_way_sq: float, way_momentum_sq: float
+) -> float:
     """Cosine of the first moment with the way since the reference, turned round.
 
     As `update_direction_cosine`, with its conditions; its null is not the same for all tensors.
     """
-    return _back(
-        way_sq, way_start, start_sq, way_momentum, start_momentum, way_momentum_sq, decay
-    )  # fmt: skip
+    return _cosine(-undecayed_way_momentum, undecayed_way_sq, way_momentum_sq)
 
 
 @statistic(

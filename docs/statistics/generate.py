@@ -177,6 +177,8 @@ def merging(entry: Statistic) -> str:
 
 def how(name: str) -> str:
     """How a result merges over tensors."""
+    if name in stats.terms:
+        return "sum"
     owner = stats.field_owner(name)
     if isinstance(owner, stats.Accumulator) and owner.axis is not None:
         return "none"

@@ -46,6 +46,15 @@ def test_a_table_of_layers_gives_a_column_for_each_branch():
     assert top >= table_frame("layer", layers=2)["eps_fraction"].max()
 
 
+def test_rows_against_another_checkpoint_are_not_drawn():
+    table = table_frame("all")
+    both = pd.concat([table, table.assign(against="previous", update_rms=7.0)])
+    drawn = plot_moments(both).axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(drawn, plot_moments(table).axes[0].lines[0].get_ydata())
+    with pytest.raises(TableError, match='no row has state "adam"'):
+        plot_moments(table.assign(against="previous"))
+
+
 def test_what_cannot_be_drawn_is_refused():
     table = table_frame("all")
     with pytest.raises(TableError, match='no row has state "adam"'):
@@ -56,11 +65,3 @@ def test_what_cannot_be_drawn_is_refused():
         plot_moments(table_frame("tensor"))
     with pytest.raises(TableError, match="have none of"):
         plot_moments(table[["branch", "state", "layer", "tokens"]])
-
-
-def test_comparisons_of_moments_are_not_drawn():
-    """They are of state "adam" too, at the same tokens, where only other columns have values."""
-    table = table_frame("all").assign(against="")
-    beside = table[table["state"] == "adam"].assign(against="previous", update_rms=99.0)
-    drawn = plot_moments(pd.concat([table, beside])).axes[0]
-    assert max(max(line.get_ydata()) for line in drawn.lines) < 99

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from analysis360.stats import SCALARS, gather, statistics
+from tests.cases import termed
 
 
 def direct(names, **given):
@@ -20,6 +21,7 @@ def direct(names, **given):
         found = measure.function(**inputs).numpy()
         known |= dict(zip(measure.fields, found))
     with np.errstate(all="ignore"):
+        known |= termed(known)
         return {n: float(statistics[n].function(**_inputs(n, known))) for n in names}
 
 

@@ -136,7 +136,9 @@ def test_a_layer_is_its_elements(folder, table):
     pair = rows(layer[layer["layer"] == 0], "previous").iloc[0]
     for name in ("v_shift_median", "v_shift_std", "momentum_cosine", "momentum_sign_agreement"):
         assert close(pair[name], float(reference.MOMENTS[name](c))), name
-    assert np.isnan(pair["update_direction_cosine"])  # with decay and without: no one decay
+    between = replace(c, decay=np.where(decays > 0, c.decay, 1.0))
+    for name in ("update_direction_cosine", "momentum_direction_cosine"):
+        assert close(pair[name], float(reference.MOMENTS[name](between))), name
 
 
 def test_rows_of_second_moments_are_a_second_frame(folder, table):

@@ -1,13 +1,18 @@
 """Coherence, diffusion and balance, against simulated walks of AdamW and published norms of K2."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
+import analysis360 as a360
 from analysis360.recipe import LearningRate
 from analysis360.stats import accumulators, statistics
+from tests.cases import termed
+from tests.small_run import small_run
 
 K2 = LearningRate(peak=1.5e-4, final=1.5e-5, warmup=2000, total=338760)
 DECAY = 0.1
@@ -20,6 +25,7 @@ def asked(name, b, a, **scalars):
         if entry.inputs == ("tensor", "reference"):
             values = entry.function(b.reshape(-1), a.reshape(-1))
             known |= dict(zip(entry.fields, values.tolist()))
+    known |= termed(known)
     return statistics[name].function(**{n: known[n] for n in statistics[name].inputs})
 
 
@@ -209,3 +215,35 @@ def test_sign_flips():
     x, y = torch.randn(2, 200_000, generator=g, dtype=torch.float64)
     assert asked("sign_flips", y, x) == pytest.approx(0.5, abs=0.004)
     assert asked("sign_flips", x + 0.5 * y, x) == pytest.approx(math.atan(0.5) / math.pi, abs=0.004)
+
+
+def test_a_layer_of_decayed_and_undecayed_tensors(tmp_path):
+    """Each tensor has its own decay; together they read as their elements do."""
+    run = a360.open_run(small_run(tmp_path / "run", optimizer=False))
+    names = ["coherence", "coherence_ratio", "displacement"]
+    made = a360.plan(run, names)
+    made.run(tmp_path / "out", progress=False)
+    table = a360.load_table(tmp_path / "out")
+    layers = a360.load_table(tmp_path / "out", by="layer")
+    left = run.learning_rate.between(100, 200, run.adam.weight_decay)
+    assert 0 < left[2] < 1
+    now, before = (
+        {t.name: read(run, number, t) for t in made.tensors[0].values()} for number in (2, 1)
+    )
+    mine = [n for n in now if ".layers.1." in n]
+    assert {now[n].ndim for n in mine} == {1, 2}
+    ways = [(now[n] - (left[2] if now[n].ndim > 1 else 1.0) * before[n]).ravel() for n in mine]
+    want = np.sqrt((np.concatenate(ways) ** 2).mean()) / left[0]
+    row = layers[(layers["layer"] == 1) & (layers["number"] == 2) & (layers["branch"] == "normal")]
+    row = row[row["against"] == "previous"].iloc[0]
+    assert row["coherence"] == pytest.approx(want, rel=1e-9)
+    assert row["coherence_ratio"] == pytest.approx(want * left[0] / math.sqrt(left[1]), rel=1e-9)
+    assert table["coherence"].notna().any()
+
+
+def read(run, number, tensor):
+    """Float64 values of a tensor of the normal branch."""
+    checkpoint = next(c for c in run.entries if (c.branch, c.number) == ("normal", number))
+    path = Path(checkpoint.uri.removeprefix("file://")) / tensor.parts[0].file
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(tensor.key).double().numpy()
