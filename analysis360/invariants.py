@@ -132,13 +132,21 @@ def _worst(rows: pd.DataFrame, values: pd.Series) -> dict[str, Any]:
     return {"worst": _called(rows.iloc[at]), "worst_value": float(values.iloc[at])}
 
 
+def _lacking(rows: pd.DataFrame, column: str) -> dict[str, Any]:
+    """Say that nothing was measured, and whether the column or its values are missing."""
+    note = f"no row has {column}"
+    if column in rows and (rows["state"] == "adam").any():
+        note += ": no step was taken yet, or the step or a hyper-parameter is not known"
+    return {"result": NOT_MEASURED, "note": note}
+
+
 def _none_of(column: str) -> _Check:
     """A count of the moments' coordinates that must be zero everywhere."""
 
     def check(rows: pd.DataFrame, clip: float | None) -> dict[str, Any]:
         mine = _with(rows, column, state="adam")
         if mine.empty:
-            return {"result": NOT_MEASURED, "note": f"no row has {column}"}
+            return _lacking(rows, column)
         return _all_zero(mine, mine[column].astype("float64"))
 
     return check
@@ -183,7 +191,7 @@ def _within_clip(column: str) -> _Check:
         if clip is None:
             return {"result": NOT_APPLICABLE, "note": "no one clip over all tensors is known"}
         if mine.empty:
-            return {"result": NOT_MEASURED, "note": f"no row has {column}"}
+            return _lacking(rows, column)
         norms = _column(mine, column)
         value = float(np.linalg.norm(norms.to_numpy()))
         said = {"value": value, "limit": clip, "rows": len(mine)} | _worst(mine, norms)
@@ -196,7 +204,7 @@ def _one_step(rows: pd.DataFrame, clip: float | None) -> dict[str, Any]:
     """Parameters that were all updated in the same steps have one count."""
     mine = _with(rows, "optimizer_step", state="adam")
     if mine.empty:
-        return {"result": NOT_MEASURED, "note": "no row has optimizer_step"}
+        return _lacking(rows, "optimizer_step")
     steps = mine["optimizer_step"].astype("float64")
     usual = float(steps.mode().iloc[0])
     off = (steps - usual).abs()

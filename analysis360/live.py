@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis360.engine import plan
+from analysis360.errors import StatisticError
 from analysis360.runs import open_memory
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def measure(
     Raises
     ------
     StatisticError
-        If a statistic or state is unknown.
+        If a statistic or state is unknown, or none of those that are named can be measured.
 
     Examples
     --------
@@ -59,4 +60,7 @@ def measure(
     """
     run = open_memory(state_dict, optimizer, step=step, tokens=tokens)
     made = plan(run, statistics, states=states, against=())
+    if statistics and not made.statistics:  # nobody sees the plan, which says why
+        why = "; ".join(f"{what}: {reason}" for what, reason in made.skipped)
+        raise StatisticError(f"nothing can be measured: {why}")
     return made.run(progress=False)

@@ -8,6 +8,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+MOST = 20
+"""Names that an error message lists; more would bury the sentence."""
+
 
 class Registry(Generic[T]):
     """Named plug-ins of one kind.
@@ -53,9 +56,11 @@ class Registry(Generic[T]):
         lower = {entry.casefold(): entry for entry in self._entries}
         found = difflib.get_close_matches(str(name).casefold(), lower, n=3)
         near = [lower[match] for match in found]
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(self._entries)}"
-        )
+        hint = f"known: {', '.join(self._entries)}"
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        elif len(self) > MOST:
+            hint = f"none of the {len(self)} known is like it"
         return f"unknown {self.kind} {name!r}; {hint}"
 
     def __contains__(self, name: object) -> bool:

@@ -11,6 +11,7 @@ point). After the key and what is known of the stored tensor comes one column pe
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import pandas as pd
@@ -43,7 +44,18 @@ def statistic_columns(table: pd.DataFrame) -> list[str]:
 
 def as_keyed(frame: pd.DataFrame) -> pd.DataFrame:
     """The same rows; key and information columns cast to the dtypes of `KEY` and `INFO`."""
-    return frame.astype({c: t for c, t in (KEY | INFO).items() if c in frame.columns})
+    cast = frame.astype({c: t for c, t in (KEY | INFO).items() if c in frame.columns})
+    return cast.copy()  # a cast leaves a block a column: pandas warns of each that is added to 100
+
+
+def _near(absent: Sequence[str], table: pd.DataFrame) -> str:
+    """What may have been meant by columns that are not there."""
+    has = statistic_columns(table)
+    found = dict.fromkeys(n for name in absent for n in difflib.get_close_matches(name, has))
+    if found:
+        return f"did you mean {' or '.join(found)}?"
+    some = f"{', '.join(has[:12])} and {len(has) - 12} more" if len(has) > 12 else f"{has}"
+    return f"its statistics are {some}"
 
 
 def check_table(table: pd.DataFrame, need: Sequence[str] = ()) -> pd.DataFrame:
@@ -72,8 +84,7 @@ def check_table(table: pd.DataFrame, need: Sequence[str] = ()) -> pd.DataFrame:
         )
     absent = [column for column in need if column not in table.columns]
     if absent:
-        has = statistic_columns(table)
-        raise TableError(f"the table has no column {absent}; its statistics are {has}")
+        raise TableError(f"the table has no column {absent}; {_near(absent, table)}")
     table = as_keyed(table)
     twice = table.duplicated(list(KEY))
     if twice.any():

@@ -64,7 +64,8 @@ def rank_tokens(
     Raises
     ------
     TableError
-        If the frame has no such vector or modules, or the tokenizer is of no known kind.
+        If the frame has no such vector or modules, no finite value in it, or if the tokenizer is of
+        no known kind.
 
     Notes
     -----
@@ -80,7 +81,8 @@ def rank_tokens(
 
     ``share`` is NaN if a value is negative or the sum is zero; ``z`` and ``over_median`` are NaN
     for a value that is not positive, ``z`` also where half of the rows are equal. Rows that are
-    not finite come last, and make the shares of their matrix NaN.
+    not finite come last, and make the shares of their matrix NaN; a matrix that has no other, such
+    as the moments before the first step, is left out.
 
     Examples
     --------
@@ -107,6 +109,9 @@ def rank_tokens(
         if rows.empty:
             raise TableError(f"no matrix with {vector} is of {list(modules)}; there are {known}")
     text = _reader(tokenizer)
+    rows = rows[[bool(np.isfinite(values).any()) for values in rows["values"]]]
+    if rows.empty:
+        raise TableError(f"no value of {vector} is finite")
     pieces = [
         _ranked(np.asarray(row["values"], dtype=np.float64), top, text).assign(
             **{name: row[name] for name in (*_TENSOR, "vector")}

@@ -10,10 +10,11 @@ from analysis360.engine import plan
 from analysis360.storage.memory import MemoryStore
 
 
-def alone(tensor, names, states=("weight",)):
-    """Row of one tensor measured by itself."""
-    table = a360.measure({"w": tensor}, statistics=list(names), states=states)
-    return table.iloc[0]
+def alone(tensor, names, states=("weight",), beside=None):
+    """Row of one tensor; `beside` is another of the model, for what is defined of that one only."""
+    model = {"w": tensor} if beside is None else {"w": tensor, "x": beside}
+    table = a360.measure(model, statistics=list(names), states=states)
+    return table[table["name"] == "w"].iloc[0]
 
 
 def run_of(*state_dicts, lr_sum=None):

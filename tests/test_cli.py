@@ -83,8 +83,7 @@ def test_plans_without_reading(run: str, capsys: Capture) -> None:
     assert main([*asked, "--statistic", "rms", "--statistic", "rel_displacement"]) == 0
     said = capsys.readouterr().out
     assert (
-        "Plan for 'small': 3 checkpoints, 1 tensors, 2 statistics of weight against previous"
-        in said
+        "Plan for 'small': 3 checkpoints, 1 tensor, 2 statistics of weight against previous" in said
     )
     assert "skips normal_ckpt_001 against previous: it is the first selected one" in said
 

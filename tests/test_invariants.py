@@ -127,3 +127,11 @@ def test_wrong_questions():
             check_invariants(frame(), clip)
     with pytest.raises(TableError, match="alone"):
         check_invariants(frame().assign(against="previous"))
+
+
+def test_before_the_first_step_it_says_why_nothing_was_measured():
+    model = {"w": torch.ones(2, 3)}
+    table = a360.measure(model, statistics=["rms"]).assign(state="adam", bound_violations=math.nan)
+    found = check_invariants(table, clip=1.0).set_index("invariant")["note"]
+    assert found["update bound"].startswith("no row has bound_violations: no step was taken")
+    assert found["second moment not negative"] == "no row has v_negative"

@@ -73,6 +73,11 @@ def test_wrong_questions():
     one = table([1.0, 2, 3])
     with pytest.raises(TableError, match="no column"):
         depth_profile(one, "std")
+    with pytest.raises(TableError, match="did you mean rms"):
+        depth_profile(one, "rmss")
+    many = pd.concat([one, pd.DataFrame(0.0, one.index, [f"x{n}" for n in range(40)])], axis=1)
+    with pytest.raises(TableError, match=r"x10 and 29 more$"):  # not a screen of names
+        depth_profile(many, "std")
     with pytest.raises(TableError, match="has a layer"):
         depth_profile(one.assign(layer=None, name=["a", "b", "c"]), "rms")
     with pytest.raises(TableError, match="not a number"):

@@ -269,7 +269,7 @@ def test_formulas_of_all_statistics_become_plain():
 @pytest.mark.slow
 def test_a_results_folder_gives_all_levels_and_its_provenance(tmp_path):
     run = a360.open_run(small_run(tmp_path / "run", last=2))
-    wanted = ["rms", "displacement", "rel_displacement", "cosine"]
+    wanted = ["rms", "displacement", "rel_displacement", "cosine", "grad_norm_over_clip"]
     a360.plan(run, wanted, against=["partner", "ancestor"]).run(tmp_path / "table", progress=False)
     path = write_report(tmp_path / "r.html", tmp_path / "table", run=run)
     found = Page(path.read_text())
@@ -277,4 +277,5 @@ def test_a_results_folder_gives_all_levels_and_its_provenance(tmp_path):
     assert "bfloat16: 0.235 %" in found.text("summary")
     assert "safetensors" in found.text("provenance")
     assert "normal_ckpt_001" in found.text("provenance")
+    assert "grad_norm_over_clip: clip unknown for small" in found.text("provenance")
     assert "table_tensor.csv" in found.text("data")

@@ -1,6 +1,7 @@
 """The results folder: unfinished, read while written, coarse levels, provenance."""
 
 import math
+import warnings
 from contextlib import nullcontext
 
 import pandas as pd
@@ -12,6 +13,7 @@ from analysis360.errors import StatisticError, TableError
 from analysis360.results import Parts, measure_key
 from analysis360.results.parts import KEYS
 from analysis360.stats import wholes
+from analysis360.table import as_keyed
 from tests.measured import close, run_of
 from tests.small_run import SHAPES, small_run
 
@@ -244,3 +246,13 @@ def test_a_folder_begun_with_other_blocks_is_finished(run, tmp_path, monkeypatch
     sessions = a360.read_provenance(tmp_path / "m")["sessions"]
     assert len(sessions) == (1 if jobs is None else 2)  # what is whole is not read again
     assert sessions[-1]["bytes_read"] <= plan.nbytes
+
+
+def test_many_columns_are_one_frame(run):
+    """Else pandas warns of each column that is added to a hundred, in every function on a table."""
+    table = a360.plan(run, ["rms"], against=()).run(progress=False)
+    many = pd.concat([table, pd.DataFrame(0.0, table.index, [f"x{n}" for n in range(120)])], axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keyed = as_keyed(many)
+        keyed["more"] = 1.0

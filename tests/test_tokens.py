@@ -126,3 +126,12 @@ def test_wrong_questions(tmp_path):
         (tmp_path / "tokenizer.json").write_text(text)
         with pytest.raises(TableError, match="not a tokenizer.json"):
             rank_tokens(one, tmp_path)
+
+
+def test_a_matrix_without_a_finite_row_names_nobody():
+    """Before the first step all are NaN: whoever comes first is no candidate."""
+    unborn = vectors([np.nan] * 3, number=0, step=0)
+    got = rank_tokens(pd.concat([unborn, vectors([1.0, 5, 2])]), top=1)
+    assert got[["number", "token"]].to_numpy().tolist() == [[1, 1]]
+    with pytest.raises(TableError, match="no value of row_v_sum is finite"):
+        rank_tokens(unborn)

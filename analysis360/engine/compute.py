@@ -363,8 +363,10 @@ def _checked(
         if len(result.shape) != len(shape) or any(
             want not in (None, got) for got, want in zip(result.shape, shape)
         ):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise StatisticError(
-                f"it returned shape {tuple(result.shape)}; its fields are {list(measure.fields)}"
+                f"it returned shape {tuple(result.shape)}, not ({wanted}); its fields are "
+                f"{list(measure.fields)}"
             )
     except Exception as error:
         raise StatisticError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,11 +192,12 @@ class Plan(Contents):
     def __repr__(self) -> str:
         tensors = {name for mine in self.tensors for name, _ in mine}
         said = [
-            f"Plan for {self.name!r}: {len(self.checkpoints)} checkpoints, {len(tensors)} tensors, "
-            f"{len(self.statistics)} statistics of {'+'.join(self.states)}"
+            f"Plan for {self.name!r}: {_many(self.checkpoints, 'checkpoint')}, "
+            f"{_many(tensors, 'tensor')}, {_many(self.statistics, 'statistic')} of "
+            f"{'+'.join(self.states)}"
             + (f" against {', '.join(self.against)}" if self.against else ""),
             f"  reads {size(self.nbytes)} in {self.requests:,} requests, each stored byte once; "
-            f"{len(self.jobs):,} jobs",
+            f"{_many(self.jobs, 'job')}",
             f"  needs {size(self.peak_nbytes)} of the {size(self.memory)} given, on {self.device}; "
             f"reads ahead with the rest; {'compiled' if self.compiled else 'torch'} arithmetic",
         ]
@@ -206,6 +207,10 @@ class Plan(Contents):
         if len(self.skipped) > 12:
             said.append(f"  skips {len(self.skipped) - 12} more, see .skipped")
         return "\n".join(said)
+
+
+def _many(things: Sized, word: str) -> str:
+    return f"{len(things):,} {word}{'' if len(things) == 1 else 's'}"
 
 
 def _time(seconds: float) -> str:

@@ -101,8 +101,9 @@ def plan(
     run : Run
         With its selection of checkpoints, layers and modules.
     statistics : sequence of str, optional
-        Names of registered statistics; by default all that one pass over the bytes gives, which
-        leaves out spectra. Those over Adam's moments are skipped where none are stored.
+        Names of registered statistics; by default those that `list_statistics` marks ``default``:
+        norms, moments, changes and Adam's basic sums. Histograms, rows and spectra are asked for by
+        name. Those over Adam's moments are skipped where none are stored.
     states : sequence of str
         Stored (``weight``, ``exp_avg``, ``exp_avg_sq``, ``master``) or derived (``update``) states
         to which the statistics of one tensor are applied.
@@ -146,6 +147,9 @@ def plan(
     >>> a360.plan(run, ["rms"], against=[]).nbytes
     64
     """
+    for text in (statistics, states, against):
+        if isinstance(text, str):  # before it becomes a tuple of letters
+            raise StatisticError(f"{text!r} is one name; give a list: [{text!r}]")
     states, against = tuple(states), tuple(against)
     wanted = _checked(statistics, states, against)
     _check_device(device)
@@ -204,18 +208,21 @@ def _compiled(made: Plan, wanted: bool | None) -> Plan:
 def _checked(
     wanted: Sequence[str] | None, states: Sequence[str], against: Sequence[str]
 ) -> tuple[str, ...]:
-    for text in (wanted, states, against):
-        if isinstance(text, str):
-            raise StatisticError(f"{text!r} is one name; give a list: [{text!r}]")
     for state in states:
-        if state not in STORED:
-            derived[state]
+        if state not in STORED and state not in derived:
+            raise StatisticError(
+                f"unknown state {state!r}; allowed: {', '.join((*STORED, *derived))}"
+            )
     for role in against:
         if role not in AGAINST:
             raise StatisticError(f"unknown against {role!r}; allowed: {', '.join(AGAINST)}")
     names = tuple(dict.fromkeys(DEFAULT if wanted is None else wanted))
     for name in names:
-        if any(m.pair for m in statistics[name].measures) and not against and wanted is not None:
+        try:
+            entry = statistics[name]
+        except StatisticError as error:
+            raise StatisticError(f"{error} analysis360.list_statistics() has them all") from None
+        if any(m.pair for m in entry.measures) and not against and wanted is not None:
             raise StatisticError(f"{name!r} compares checkpoints: say against=, one of {AGAINST}")
     if not against:
         names = tuple(n for n in names if not any(m.pair for m in statistics[n].measures))
@@ -375,17 +382,19 @@ def _usable(
         enters = (*Adam.__dataclass_fields__, *BETWEEN, "step")
         told = {s for s in statistics[name].scalars if s in enters}
         lacking = [s for s in sorted(named) if not any(s in mine for mine in stored)]
-        unknown = [s for s in sorted(told) if not any(s in found for found in known)]
+        unknown = {s for s in told if not any(s in found for found in known)}
+        unfit = _unfit(measures, tensors, labels)
         if lacking and set(lacking) <= {"exp_avg", "exp_avg_sq"}:
             skipped.append((name, _no_optimizer(entries, wanted)))
         elif lacking:
             skipped.append((name, f"no {' or '.join(lacking)} in any selected checkpoint"))
         elif unknown:
-            skipped.append((name, f"{', '.join(unknown)} unknown for {run.name}"))
-        elif any(isinstance(m, Whole) and m.of for m in measures) and not _placed(measures, labels):
-            skipped.append((name, "no layer's tensors fit it; per_head=True divides by head"))
+            skipped.append((name, f"{_settings(unknown, run)} unknown for {run.name}"))
+        elif unfit:
+            skipped.append((name, unfit))
         elif any(m.pair for m in measures) and not references:
-            skipped.append((name, f"no selected checkpoint has a {' or '.join(against)} one"))
+            roles = " or ".join(against)
+            skipped.append((name, f"no selected checkpoint has one to compare with ({roles})"))
         else:
             kept.append(name)
             for c, mine, found in zip(entries, stored, known):
@@ -393,7 +402,7 @@ def _usable(
                     why = f"no {' or '.join(sorted(named - mine))} in it"
                     skipped.append((f"{c.name}: {name}", why))
                 elif told - found:
-                    why = f"{', '.join(sorted(told - found))} unknown for it"
+                    why = f"{_settings(told - found, run)} unknown for it"
                     skipped.append((f"{c.name}: {name}", why))
     if any(not m.named_states for name in kept for m in statistics[name].measures):
         for state in states:
@@ -405,10 +414,43 @@ def _usable(
     return tuple(kept)
 
 
-def _placed(measures: Sequence[Measure], labels: Mapping[str, Label]) -> bool:
-    """Whether there are tensors for the steps that take several of a layer."""
-    steps = [m for m in measures if isinstance(m, Whole) and m.of]
-    return all(together(labels, m) for m in steps)
+def _settings(unknown: Iterable[str], run: Run) -> str:
+    """Scalars that are not known, by what a run's description calls them."""
+    rates = {*BETWEEN, "lr"} if run.learning_rate is None else set()
+    named = {"learning_rate" if scalar in rates else scalar for scalar in unknown}
+    if "decay" in unknown and run.learning_rate is not None:
+        named = named - {"decay"} | {"weight_decay"}
+    return ", ".join(sorted(named))
+
+
+def _unfit(
+    measures: Sequence[Measure],
+    tensors: Sequence[Mapping[tuple[str, str], TensorInfo]],
+    labels: Mapping[str, Label],
+) -> str:
+    """Why no selected tensor can be measured so; empty if one can, or if there is none at all."""
+    shapes = {t.shape for mine in tensors for (_, state), t in mine.items() if state != "step"}
+    for measure in measures:
+        if isinstance(measure, Whole) and measure.of:
+            if not together(labels, measure):
+                return _apart(measure, labels)
+        elif shapes and not any(measure.fits(shape) for shape in shapes):
+            vector = isinstance(measure, Whole) and measure.ndim == 1
+            return f"no selected tensor is a {'vector' if vector else 'matrix'}"
+    return ""
+
+
+def _apart(step: Whole, labels: Mapping[str, Label]) -> str:
+    """Why no layer has the tensors that a step takes together."""
+    modules = list(step.of.values())
+    there = {label.module for label in labels.values()}
+    missing = [module for module in modules if module not in there]
+    if missing:
+        return f"no selected tensor is {' or '.join(missing)}"
+    first = [label for label in labels.values() if label.module == modules[0]]
+    if step.by_head and all(label.head is None for label in first):
+        return "heads are not divided: per_head=True does, where their number is known"
+    return f"no layer has one each of {', '.join(modules)}"
 
 
 def _no_optimizer(entries: Sequence[Checkpoint], wanted: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def plot_moments(table: pd.DataFrame) -> Figure:
     ----------
     table : DataFrame
         Measured table with rows of state ``"adam"``, from ``load_table(path, by="all")`` or
-        ``by="layer"``.
+        ``by="layer"``. Rows that compare two checkpoints are left out.
 
     Returns
     -------
@@ -76,6 +76,8 @@ def plot_moments(table: pd.DataFrame) -> Figure:
     """
     need_columns(table, ["branch", "state", "layer"], TITLE)
     rows = table[table["state"] == "adam"]
+    if "against" in rows.columns:  # moments compared with others are rows of this state too
+        rows = rows[rows["against"].fillna("") == ""]
     if rows.empty:
         there = list(dict.fromkeys(table["state"]))
         raise TableError(f'{TITLE}: no row has state "adam"; there are {there}')

@@ -153,6 +153,9 @@ def _listing(section: Section, name: str, value: list[Any]) -> None:
         if len(frame) > 12:
             table = f"<details><summary>{name}: {len(frame):,} rows</summary>{table}</details>"
         section.add(table)
+    elif all(isinstance(item, (list, tuple)) and len(item) == 2 for item in value):
+        section.say(f"{name}:")
+        section.add(bullets([f"{what}: {why}" for what, why in value]))
     else:
         section.add(definitions({name: ", ".join(str(_flat(item)) for item in value)}))
 

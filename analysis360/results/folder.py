@@ -45,7 +45,9 @@ def load_table(
         Any registered statistics whose sums were measured; by default those of the plan.
     kind : {"numbers", "vectors"}
         With ``"vectors"`` what the statistics were taken of, where that is an array: singular
-        values, histograms, sums of rows and columns. Only by tensor.
+        values, histograms, sums of rows and columns. Only by tensor. Bins of magnitudes lie
+        between `analysis360.stats.bins.edges`, those of ``shift_bins`` between
+        `analysis360.stats.preconditioner.shift_edges`.
 
     Returns
     -------

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "column_v_sums", "effective_lr_max", "effective_lr_p1", "effective_lr_p50", "effective_lr_p99",
-    "effective_lr_p999", "log_v_std", "root_v_histogram", "row_v_sums", "v_anisotropy",
+    "effective_lr_p999", "log_v_std", "root_v_histogram", "row_v_sums", "shift_edges",
+    "v_anisotropy",
     "v_column_anisotropy", "v_participation", "v_row_anisotropy", "v_shift_down",
     "v_shift_masked", "v_shift_median", "v_shift_p1", "v_shift_p10", "v_shift_p90", "v_shift_p99",
     "v_shift_std", "v_shift_sums", "v_shift_up", "v_spread_sums", "v_zero_fraction",

@@ -517,6 +517,8 @@ def test_measure_in_a_training_loop(table):
     row = measured[(measured["name"] == "0.weight") & (measured["state"] == "weight")].iloc[0]
     assert close(row["l2_norm"], reference.ALONE["l2_norm"](reference.as64(weight)))
     assert measured.loc[measured["state"] == "adam", "update_rms"].between(0.9, 1.0001).all()
+    with pytest.raises(StatisticError, match="nothing can be measured: update_rms: no optimizer"):
+        a360.measure(model.state_dict(), statistics=["update_rms"])
 
 
 @pytest.mark.gpu

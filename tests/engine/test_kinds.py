@@ -240,3 +240,18 @@ def test_names_that_cannot_be():
         whole(["a"], workspace=lambda s: 0, of={"query": "attn.q"})(lambda step: step)
     assert is_vector("test_sigmas") and not is_vector("test_biggest")
     assert is_vector("test_row_sq") and is_vector("test_signs") and not is_vector("square_sum")
+
+
+def test_a_result_of_another_shape_is_refused_with_the_right_one(folder):
+    @accumulator({"test_flat": "rows"}, axis="rows")
+    def test_flat_rows(tensor):
+        return tensor.sum(1)
+
+    @statistic(degree=1)
+    def test_flat_total(test_flat):
+        "Sum of rows."
+        return float(test_flat.sum())
+
+    plan = a360.plan(a360.open_run(folder), ["test_flat_total"], against=())
+    with pytest.raises(StatisticError, match=r"returned shape \(\d+,\), not \(1, \d+\); its field"):
+        plan.run(progress=False)

@@ -131,7 +131,7 @@ def test_unknown_betas_are_said(tmp_path):
 def test_an_unknown_schedule_is_said(make):
     plan = a360.plan(make([("normal", 1), ("normal", 2)]), ["update_ratio", "displacement"])
     assert plan.statistics == ("displacement",)
-    assert ("update_ratio", "lr_sum unknown for r") in plan.skipped
+    assert ("update_ratio", "learning_rate unknown for r") in plan.skipped
 
 
 def test_missing_states_are_said(tmp_path):
@@ -227,3 +227,50 @@ def test_pieces_that_overlap_are_read_once(monkeypatch):
     ]
     (read,) = merge_reads(0, pieces)
     assert (read.offset, read.nbytes, len(read.pieces)) == (0, 400, 10)
+
+
+def test_what_no_tensor_fits_is_said():
+    run = a360.open_run({"norm.weight": torch.ones(8)})
+    plan = a360.plan(run, ["stable_rank", "row_norm_max", "gain_max", "rms"], against=())
+    assert plan.statistics == ("gain_max", "rms")
+    assert plan.skipped == (("stable_rank, row_norm_max", "no selected tensor is a matrix"),)
+    matrix = a360.plan(a360.open_run({"w": torch.ones(8, 8)}), ["gain_max"], against=())
+    assert matrix.skipped == (("gain_max", "no selected tensor is a vector"),)
+
+
+def test_why_no_layer_has_the_tensors_of_a_step():
+    q, k, norm = (
+        f"model.layers.0.{name}.weight"
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "input_layernorm")
+    )
+    model = {q: torch.ones(8, 8), norm: torch.ones(8)}
+
+    def why(model):
+        plan = a360.plan(a360.open_run(model), ["qk_logit_bound"], against=(), per_head=True)
+        return dict(plan.skipped)["qk_logit_bound"]
+
+    assert why(model) == "no selected tensor is attn.k"
+    assert "heads are not divided" in why(model | {k: torch.ones(8, 8)})
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"states": "weight"}, r"give a list: \['weight'\]"),
+        ({"against": "previous"}, r"give a list: \['previous'\]"),
+        ({"states": ["exp_avgsq"]}, "allowed: weight, exp_avg, exp_avg_sq, master, update"),
+        ({"statistics": ["no such thing"]}, r"none of the \d+ known is like it.*list_statistics"),
+    ],
+)
+def test_what_is_misspelt_is_refused(asked, message):
+    run = a360.open_run({"w": torch.ones(4, 4)})
+    with pytest.raises(StatisticError, match=message):
+        a360.plan(run, **asked)
+
+
+def test_an_unknown_decay_is_said_by_its_name_in_the_description(tmp_path):
+    folder = small_run(tmp_path / "r", last=1)
+    toml = folder / "analysis360.toml"
+    toml.write_text(toml.read_text().replace("weight_decay = 0.1\n", ""))
+    plan = a360.plan(a360.open_run(folder), ["decay_between", "displacement"])
+    assert ("decay_between", "weight_decay unknown for small") in plan.skipped

@@ -46,6 +46,15 @@ def test_a_table_of_layers_gives_a_column_for_each_branch():
     assert top >= table_frame("layer", layers=2)["eps_fraction"].max()
 
 
+def test_rows_against_another_checkpoint_are_not_drawn():
+    table = table_frame("all")
+    both = pd.concat([table, table.assign(against="previous", update_rms=7.0)])
+    drawn = plot_moments(both).axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(drawn, plot_moments(table).axes[0].lines[0].get_ydata())
+    with pytest.raises(TableError, match='no row has state "adam"'):
+        plot_moments(table.assign(against="previous"))
+
+
 def test_what_cannot_be_drawn_is_refused():
     table = table_frame("all")
     with pytest.raises(TableError, match='no row has state "adam"'):

@@ -3,7 +3,7 @@
 Each function of the package that a statistic rests on is changed in one place (`tests.mutants`), all
 statistics that rest on it are taken of a few cases, and for at least one case one of them must depart
 from the float64 oracle. A change that cannot matter is listed, with the reason; the list fails when it
-is no longer true.
+is no longer true. It takes a minute or two: ``pytest -m slow tests/stats/test_mutations.py``.
 """
 
 import inspect
@@ -555,6 +555,7 @@ def test_what_is_not_broken_is_right(benches):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", modules())
 def test_every_mutant_is_found(module, benches):
     survived, made = [], set()
@@ -570,5 +571,4 @@ def test_every_mutant_is_found(module, benches):
                     if is_killed(function, mutant.function, benches) == (name in EQUIVALENT):
                         survived.append(name)
     gone = [name for name in EQUIVALENT if name.startswith(f"{module}.") and name not in made]
-    print(len(made), "mutants")
     assert not survived + gone, "\n".join(survived + gone)

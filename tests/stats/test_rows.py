@@ -82,7 +82,8 @@ def test_equal_rows_have_no_distance_left():
 
 
 def test_where_it_is_not_defined():
-    row = alone(torch.randn(9, generator=generator(4)), ["rms", *WEIGHTS])
+    vector = torch.randn(9, generator=generator(4))
+    row = alone(vector, ["rms", *WEIGHTS], beside=torch.ones(2, 2))
     assert row[WEIGHTS].isna().all() and row["rms"] > 0  # a vector has no rows
     for bad in (math.nan, math.inf):
         w = torch.randn(4, 4, generator=generator(5))

@@ -90,7 +90,7 @@ def test_outlying_channels():
 
 def test_channels_are_not_defined_everywhere():
     names = ["channel_max_row", "channel_max_column"]
-    assert alone(torch.ones(5), [*names, "rms"])[names].isna().all()
+    assert alone(torch.ones(5), [*names, "rms"], beside=torch.ones(2, 2))[names].isna().all()
     mostly_zero = torch.zeros(4, 4)
     mostly_zero[0, 0] = 1.0
     assert alone(mostly_zero, names)[names].isna().all()
@@ -113,7 +113,7 @@ def test_gains_are_exact(dtype, n):
 
 
 def test_gains_are_of_one_dimension_and_finite():
-    assert alone(torch.ones(3, 3), [*GAINS, "rms"])[GAINS].isna().all()
+    assert alone(torch.ones(3, 3), [*GAINS, "rms"], beside=torch.ones(2))[GAINS].isna().all()
     gain = torch.ones(6)
     gain[1] = math.nan
     assert alone(gain, GAINS)[GAINS].isna().all()
