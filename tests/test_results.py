@@ -69,7 +69,7 @@ def test_reading_disturbs_no_writer(run, tmp_path):
 
 def test_what_was_not_measured_is_said(run, tmp_path):
     a360.plan(run, ["rms"], against=()).run(tmp_path / "m", progress=False)
-    with pytest.raises(TableError, match="'update_rms' rests on 'adam_sums@1'.*holds norm_sums@1"):
+    with pytest.raises(TableError, match="'update_rms' rests on 'adam_sums@2'.*holds norm_sums@1"):
         a360.load_table(tmp_path / "m", statistics=["update_rms"])
     with pytest.raises(StatisticError, match="unknown statistic"):
         a360.load_table(tmp_path / "m", statistics=["rmss"])
