@@ -202,9 +202,12 @@ def _within_clip(column: str) -> _Check:
 
 def _one_step(rows: pd.DataFrame, clip: float | None) -> dict[str, Any]:
     """Parameters that were all updated in the same steps have one count."""
-    mine = _with(rows, "optimizer_step", state="adam")
-    if mine.empty:
+    mine, apart = _with(rows, "optimizer_step", state="adam"), _steps_apart(rows)
+    if apart is None and mine.empty:
         return _lacking(rows, "optimizer_step")
+    if apart is not None:
+        return {"result": FAIL, "limit": 0.0, "rows": len(mine), "worst": apart,
+                "note": "steps differ within it; a table per tensor says which"}  # fmt: skip
     steps = mine["optimizer_step"].astype("float64")
     usual = float(steps.mode().iloc[0])
     off = (steps - usual).abs()
@@ -213,6 +216,15 @@ def _one_step(rows: pd.DataFrame, clip: float | None) -> dict[str, Any]:
         return said | {"result": PASS}
     worst = _worst(mine, off) | {"worst_value": float(steps.iloc[off.argmax()])}
     return said | worst | {"result": FAIL, "note": f"most tensors are at step {usual:g}"}
+
+
+def _steps_apart(rows: pd.DataFrame) -> str | None:
+    """The first merged row whose tensors differ: it has no step, though its sums rest on steps."""
+    if "optimizer_step" not in rows:
+        return None
+    sums = _with(rows, "bound_violations", state="adam")
+    differ = sums[sums["name"].eq("") & sums["optimizer_step"].isna()]
+    return None if differ.empty else _called(differ.iloc[0])
 
 
 def _replicas(rows: pd.DataFrame, clip: float | None) -> dict[str, Any]:

@@ -45,8 +45,9 @@ def depth_profile(table: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
     Notes
     -----
-    L counts the layers of the run, so a slope is the change from its first layer to its last:
-    ``log2_slope`` 1 is a doubling.
+    L counts the layers up to the last one in the table, of whatever module, so a slope is the
+    change from the run's first layer to that one: ``log2_slope`` 1 is a doubling. Of a run from
+    which layers were selected, that is not its last: compare tables of the same layers.
 
     :math:`G=\sum_{i,j}|x_i-x_j|/(2n^2\bar x)`: 0 where all layers are equal, 1 − 1/n where one has
     all. Both are undefined (NaN) under 3 layers; the Gini coefficient and the logarithm also where

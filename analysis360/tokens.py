@@ -128,6 +128,7 @@ def _ranked(values: Values, top: int, text: Callable[[int], str]) -> pd.DataFram
     positive = values[(values > 0) & np.isfinite(values)]
     chosen = values[order]
     total = values.sum() if (values >= 0).all() else np.nan  # of a NaN too
+    total = total if np.isfinite(total) else np.nan
     with np.errstate(invalid="ignore", divide="ignore"):
         middle, median, spread = np.nan, np.nan, np.nan
         if len(positive):

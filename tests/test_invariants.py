@@ -121,6 +121,22 @@ def test_what_was_not_measured_is_no_pass():
     assert "layer 4" in set(check_invariants(merged)["worst"])
 
 
+def test_steps_that_differ_are_no_pass_in_merged_rows():
+    """A merged row of several steps has none: those that have one do not speak for it."""
+    rows = pd.concat([frame(bound_violations=0.0, optimizer_step=9.0).assign(name="", layer=n)
+                      for n in range(3)])  # fmt: skip
+    one = check_invariants(rows).set_index("invariant").loc["one optimizer step"]
+    assert set(one["result"]) == {"PASS"}
+    rows.loc[rows["layer"] == 1, "optimizer_step"] = np.nan
+    found = check_invariants(rows).set_index("invariant").loc["one optimizer step"].iloc[0]
+    assert found["result"] == "FAIL" and "layer 1" in found["worst"]
+    rows["optimizer_step"] = np.nan
+    found = check_invariants(rows).set_index("invariant").loc["one optimizer step"].iloc[0]
+    assert found["result"] == "FAIL"
+    per_tensor = frame(bound_violations=0.0, optimizer_step=np.nan)  # a step that is not known
+    assert "FAIL" not in set(check_invariants(per_tensor)["result"])
+
+
 def test_wrong_questions():
     for clip in (0.0, -1.0, math.nan):
         with pytest.raises(TableError, match="clip"):

@@ -6,13 +6,15 @@ from contextlib import nullcontext
 
 import pandas as pd
 import pytest
+import torch
 
 import analysis360 as a360
 from analysis360.engine import measure, schedule
 from analysis360.errors import StatisticError, TableError
 from analysis360.results import Parts, measure_key
 from analysis360.results.parts import KEYS
-from analysis360.stats import wholes
+from analysis360.runs import open_memory
+from analysis360.stats import statistic, statistics, wholes
 from analysis360.table import as_keyed
 from tests.measured import close, run_of
 from tests.small_run import SHAPES, small_run
@@ -71,7 +73,7 @@ def test_reading_disturbs_no_writer(run, tmp_path):
 
 def test_what_was_not_measured_is_said(run, tmp_path):
     a360.plan(run, ["rms"], against=()).run(tmp_path / "m", progress=False)
-    with pytest.raises(TableError, match="'update_rms' rests on 'adam_sums@1'.*holds norm_sums@1"):
+    with pytest.raises(TableError, match="'update_rms' rests on 'adam_sums@2'.*holds norm_sums@1"):
         a360.load_table(tmp_path / "m", statistics=["update_rms"])
     with pytest.raises(StatisticError, match="unknown statistic"):
         a360.load_table(tmp_path / "m", statistics=["rmss"])
@@ -111,22 +113,22 @@ def test_a_statistic_of_weights_and_moments(run):
     from analysis360.stats import statistic, statistics
 
     @statistic(degree=None, low=0)
-    def update_to_weight(u_sq, m2, mean, count):
+    def my_update_to_weight(u_sq, m2, mean, count):
         """Norm of the update over that of the weight."""
         return (u_sq / (m2 + count * mean**2)) ** 0.5
 
     try:
-        asked = ["update_to_weight", "update_rms", "rms"]
+        asked = ["my_update_to_weight", "update_rms", "rms"]
         table = a360.plan(run, asked, against=()).run(progress=False)
     finally:
-        statistics.remove("update_to_weight")
+        statistics.remove("my_update_to_weight")
     moments = table[(table["state"] == "adam") & (table["step"] > 0)].set_index(
         ["branch", "number", "name"]
     )
     weight = table[table["state"] == "weight"].set_index(["branch", "number", "name"])
     want = moments["update_rms"] / weight["rms"].reindex(moments.index)
-    assert len(moments) and (abs(moments["update_to_weight"] / want - 1) < 1e-12).all()
-    assert weight["update_to_weight"].isna().all() and moments["rms"].isna().all()
+    assert len(moments) and (abs(moments["my_update_to_weight"] / want - 1) < 1e-12).all()
+    assert weight["my_update_to_weight"].isna().all() and moments["rms"].isna().all()
 
 
 def test_failing_statistics_say_where(run):
@@ -256,3 +258,53 @@ def test_many_columns_are_one_frame(run):
         warnings.simplefilter("error")
         keyed = as_keyed(many)
         keyed["more"] = 1.0
+
+
+def test_what_one_tensor_does_not_tell_a_layer_does_not_know(tmp_path):
+    """Gains do not decay, which is known; without a weight decay nothing is known of matrices."""
+    folder = small_run(tmp_path / "run", optimizer=False)
+    toml = folder / "analysis360.toml"
+    toml.write_text(toml.read_text().replace("weight_decay = 0.1\n", ""))
+    run = a360.open_run(folder)
+    a360.plan(run, ["displacement"]).run(tmp_path / "m", progress=False)
+    names = ["coherence", "decay_between", "displacement"]
+    table = a360.load_table(tmp_path / "m", statistics=names)
+    gains = table[table["module"].str.startswith("norm") & (table["against"] == "previous")]
+    assert (gains["decay_between"] == 1).all() and gains["coherence"].notna().all()
+    layers = a360.load_table(tmp_path / "m", statistics=names, by="layer")
+    pairs = layers[(layers["against"] == "previous") & layers["layer"].notna()]
+    assert len(pairs) and pairs["displacement"].notna().all()
+    assert pairs[["coherence", "decay_between"]].isna().all(axis=None)
+
+
+def test_only_weights_decay(run):
+    names = ["coherence", "rms_to_equilibrium", "rms"]
+    table = a360.plan(run, names, states=("weight", "exp_avg", "update")).run(progress=False)
+    asked = table.set_index("state")[["coherence", "rms_to_equilibrium"]]
+    assert asked.loc["weight"].notna().any().all()
+    assert asked.loc[["exp_avg", "update"]].isna().all(axis=None)
+
+
+def test_a_layer_mixes_sums_of_the_same_tensors_only(tmp_path):
+    """Moments of one tensor of two stand not beside the weights of both."""
+    weights = {name: torch.nn.Parameter(torch.ones(4, 4)) for name in ("a", "b")}
+    optimizer = torch.optim.AdamW([weights["a"]])
+    moments = {"step": torch.tensor(5.0), "exp_avg": torch.ones(4, 4)}
+    optimizer.state[weights["a"]] = moments | {"exp_avg_sq": torch.ones(4, 4)}
+    table = open_memory(weights, optimizer, step=5)
+
+    @statistic(low=0)
+    def my_norm_over_update(square_sum, u_sq):
+        "Of weights and moments."
+        return square_sum / u_sq
+
+    try:
+        made = a360.plan(table, ["my_norm_over_update"], against=())
+        one = made.run(tmp_path / "m", progress=False)
+        every = a360.load_table(tmp_path / "m", by="all")
+        with pytest.raises(StatisticError, match="take both in one accumulator"):
+            statistic(low=0)(lambda diff_sq, u_sq: diff_sq / u_sq)
+    finally:
+        statistics.remove("my_norm_over_update")
+    assert one["my_norm_over_update"].notna().sum() == 1
+    assert every["my_norm_over_update"].isna().all()

@@ -105,6 +105,7 @@ def test_what_is_not_defined():
     assert got["z"].isna().all() and got["over_median"].tolist() == pytest.approx([5, 1, 1, 1])
     got = rank_tokens(vectors([1.0, np.nan, 3, np.inf, 2]))
     assert got["token"].tolist() == [2, 4, 0, 1, 3] and got["share"].isna().all()
+    assert rank_tokens(vectors([1.0, 3, np.inf]))["share"].isna().all()
     assert rank_tokens(vectors([-1.0, 2, 3]))["share"].isna().all()
 
 

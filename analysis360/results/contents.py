@@ -168,7 +168,9 @@ class Contents:
         return tuple(f"{self.name}/{c.name}@{c.revision}" for c in self.checkpoints)
 
     def _given(self, entry: Entry) -> str:
-        """Hyper-parameters that enter an entry's sums (not those that follow from the tensor)."""
+        """What else enters an entry's sums: hyper-parameters, and other tensors of the layer."""
+        if isinstance(entry.measure, Whole) and entry.measure.of:
+            return json.dumps(self.members(entry)[1:])
         names = {name.removeprefix("reference_") for name in entry.measure.inputs}
         if entry.state in states:
             names |= set(states[entry.state].inputs)

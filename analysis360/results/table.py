@@ -134,14 +134,13 @@ def vectors(
     if not rows.entries:
         empty = pd.DataFrame(columns=[*KEY, *INFO, "vector", "values"])
         return as_keyed(empty), missing
-    info, fields = _described(contents, rows), _fields(rows)
+    info, fields = _described(contents, rows), _stacked(_fields(rows))
     pieces = []
     for name in named:
-        _, there = fields[name] if name in fields else fields[f"{name}[0]"]
+        values, there = fields[name]
         kept = there & ~info["name"].isin(missing).to_numpy()
         piece = info.loc[kept, [*KEY, *INFO]].assign(vector=name)
-        mine = {f: v[kept] for f, (v, _) in fields.items() if f.partition("[")[0] == name}
-        pieces.append(piece.assign(values=list(gather(mine, name))))
+        pieces.append(piece.assign(values=list(values[kept])))
     found = pd.concat(pieces).astype({c: "Int64" for c, t in KEY.items() if t == "Int64"})
     order = [*ORDER, "vector"]
     found = found.sort_values(order, kind="stable", na_position="first", ignore_index=True)
@@ -340,6 +339,18 @@ def _fields(rows: _Rows) -> Fields:
     return found
 
 
+def _stacked(fields: Fields) -> Fields:
+    """The same, with the counts of a histogram as one field of its name."""
+    parts: dict[str, dict[str, Column]] = {}
+    for name, (values, _) in fields.items():
+        if "[" in name:
+            parts.setdefault(name.partition("[")[0], {})[name] = values
+    found = {name: column for name, column in fields.items() if "[" not in name}
+    for name, mine in parts.items():
+        found[name] = (gather(mine, name), fields[f"{name}[0]"][1])
+    return found
+
+
 def _terms(
     rows: _Rows, info: pd.DataFrame, wanted: Sequence[Term]
 ) -> dict[str, tuple[Ints, Values]]:
@@ -394,10 +405,11 @@ def _merged(info: pd.DataFrame, rows: _Rows, keys: list[str]) -> tuple[pd.DataFr
     once = ~pd.DataFrame({"group": code, "name": info["name"].to_numpy()}).duplicated().to_numpy()
     counts = info["numel"].to_numpy(dtype=np.float64)[once]  # each tensor once
     level["numel"] = np.bincount(code[once], weights=counts, minlength=len(first))
-    for scalar in NUMBERS:  # one that differs within the group is not defined for it
+    for scalar in NUMBERS:  # one that differs, or is not known of all, is not defined for a group
         values = info.groupby(code)[scalar]
         low, high = values.min().to_numpy(), values.max().to_numpy()
-        level[scalar] = np.where(low == high, low, np.nan)
+        known = values.count().to_numpy() == values.size().to_numpy()
+        level[scalar] = np.where(known & (low == high), low, np.nan)
     for key in set(KEY) - set(keys):
         level[key] = None if KEY[key] == "Int64" else ""
     for text in ("dtype", "reference_dtype"):
@@ -416,6 +428,7 @@ def _table(
 ) -> pd.DataFrame:
     keys = LEVELS[by]
     fields = {name: (values[kept], there[kept]) for name, (values, there) in fields.items()}
+    fields = _stacked(fields)
     owners = _owners(info, keys)
     columns = pd.DataFrame({e.name: _column(e, info, fields, owners) for e in entries})
     # at once: pandas warns of a hundred columns that come one by one
@@ -429,12 +442,14 @@ def _table(
 def _owners(info: pd.DataFrame, keys: list[str]) -> list[npt.NDArray[np.intp]]:
     """Rows whose sums each row may use too, or -1; the nearest first.
 
-    A comparison sees its tensor's own sums, and the moments those of their weights.
+    A comparison sees its tensor's own sums, and the moments those of their weights; of a layer only
+    if both are of the same tensors.
     """
     said = info[keys].astype(object).where(info[keys].notna(), "")
     places = list(said.itertuples(index=False, name=None))
     at = {place: row for row, place in enumerate(places)}
     against, state = keys.index("against"), keys.index("state")
+    numel = info["numel"].to_numpy()
 
     def other(place: tuple[Any, ...], alone: bool, weight: bool) -> int:
         changed = list(place)
@@ -443,7 +458,7 @@ def _owners(info: pd.DataFrame, keys: list[str]) -> list[npt.NDArray[np.intp]]:
         if weight and place[state] == "adam":
             changed[state] = "weight"
         found = at.get(tuple(changed), -1)
-        return -1 if tuple(changed) == place else found
+        return -1 if tuple(changed) == place or numel[found] != numel[at[place]] else found
 
     ways = ((True, False), (False, True), (True, True))
     return [np.array([other(p, *way) for p in places], dtype=np.intp) for way in ways]
@@ -460,15 +475,16 @@ def _column(
     moments = any(m.named_states for m in entry.measures)
     fits = (info["against"].to_numpy() != "") == pair
     fits &= (info["state"].to_numpy() == "adam") == moments
+    if not moments and {"decay", "weight_decay"} & {*entry.scalars}:  # only weights decay
+        fits &= info["state"].isin(["weight", "master"]).to_numpy()
     given: list[npt.NDArray[Any]] = []
     for name in entry.inputs:
-        if name in fields or f"{name}[0]" in fields:
-            _, there = fields[name] if name in fields else fields[f"{name}[0]"]
+        if name in fields:
+            found, there = fields[name]
             mine = np.arange(len(there))
             for owner in owners:
                 mine = np.where(there[mine] | (owner < 0), mine, owner)
-            same = {f: v for f, (v, _) in fields.items() if f.partition("[")[0] == name}
-            given.append(gather(same, name)[mine])
+            given.append(found[mine])
             fits &= there[mine]
         else:
             given.append(_scalar(info, name))
@@ -478,8 +494,14 @@ def _column(
             try:
                 values[row] = float(entry.function(*(column[row] for column in given)))
             except Exception as error:
-                where = " ".join(str(v) for v in info.iloc[row][list(KEY)] if pd.notna(v) and v)
                 raise StatisticError(
-                    f"{where}: statistic {entry.name!r} failed: {error}"
+                    f"{_where(info.iloc[row])}: statistic {entry.name!r} failed: {error}"
                 ) from error
     return values
+
+
+def _where(row: pd.Series) -> str:
+    """A row of the table, in words."""
+    said = [f"{key} {row[key]}" for key in KEY if key != "against" and pd.notna(row[key])]
+    against = f" against {row['against']}" if row["against"] else ""
+    return ", ".join(word for word in said if not word.endswith(" ")) + against

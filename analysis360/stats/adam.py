@@ -27,7 +27,7 @@ __all__ = [
 
 
 UNDERFLOW = 1.1e-19
-"""Root of the smallest normal float32: a smaller gradient has a second moment of zero."""
+"""Root of the smallest normal float32: what is smaller, fused optimizers flush to zero."""
 
 
 @state()
@@ -91,17 +91,21 @@ def noise_alone(step: float, beta1: float) -> float:
 def constants(step: float, beta1: float, beta2: float) -> tuple[float, float, float, float]:
     """What `adam_sums` needs of them: both corrections as factors, the bound, and a size below it.
 
-    ``m != 0`` with ``v = 0`` is legal: the square underflows long before the gradient does.
+    ``m != 0`` with ``v = 0`` is legal: the square underflows long before the gradient does. What a
+    step adds to v is (1 − β2) g², and is lost below the smallest normal number; so is v itself, at
+    most once a step. Both together are less than 2/(1 − β2) of such numbers in the corrected v.
     """
     bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
-    return 1 / (1 - beta1**step), 1 / (1 - beta2**step), bound, UNDERFLOW
+    least = bound * UNDERFLOW * math.sqrt(2 / (1 - beta2))
+    return 1 / (1 - beta1**step), 1 / (1 - beta2**step), bound, least
 
 
 @accumulator(
     {
         "adam_count": "sum", "m_sq": "sum", "v_sum": "sum", "u_sq": "sum", "below_eps": "sum",
         "below_eps10": "sum", "violations": "sum", "negative_v": "sum", "u_max": "max",
-    }
+    },
+    version=2,
 )  # fmt: skip
 def adam_sums(
     exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor,
@@ -377,8 +381,9 @@ def bound_violations(violations: float, negative_v: float) -> float:
     r"""Number of coordinates that no sequence of gradients could have produced.
 
     :math:`|\hat m|>B_t\sqrt{\hat v}` (see `update_bound`) or :math:`v<0`. Anything but 0 means
-    wrong betas or step, moments of different checkpoints, or a damaged file. A NaN violates
-    nothing: see `moment_nonfinite`. NaN before the first step, and where the step or a
+    wrong betas or step, moments of different checkpoints, or a damaged file; but moments that are
+    stored in 16 bits are cut off where v is small, and then legal coordinates are counted. A NaN
+    violates nothing: see `moment_nonfinite`. NaN before the first step, and where the step or a
     hyper-parameter is not known.
     """
     return violations + negative_v

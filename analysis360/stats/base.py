@@ -20,6 +20,7 @@ the statistics need numpy only; arrays are torch tensors, and torch is imported 
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ SCALARS = (
 """Scalars that a statistic may name; accumulators and whole-matrix steps all up to `clip`, and
 `reference_step`.
 
-`step` is the optimizer's, per parameter. Over the steps between two checkpoints that are compared,
+`step` is the optimizer's, per parameter; so is `reference_step`, that of the other checkpoint, to
+an accumulator, while to a statistic it is the checkpoint's. Over the steps between the two,
 `lr_sum` is the sum of the learning rate, `lr_sq_sum` that of its square, and `decay` what weight
 decay alone would have left of a weight: the product of 1 − lr · weight_decay."""
 
@@ -81,6 +83,9 @@ BETWEEN = ("lr_sum", "lr_sq_sum", "decay")
 
 STORED = ("weight", "exp_avg", "exp_avg_sq", "master")
 """States that a checkpoint may store for a parameter, besides the scalar ``step``."""
+
+TRANSFORMATIONS = ("sign", "permutation", "transpose", "orthogonal")
+"""What a statistic may declare that it does not change with."""
 
 REFERENCES = {f"reference_{name}": name for name in STORED}
 """Parameter name to the stored state of the other checkpoint that it stands for."""
@@ -298,10 +303,17 @@ def field_owner(name: str) -> Measure:
         for _, entry in registry.items():
             if name in _results(entry) or f"{name}[0]" in entry.fields:
                 return entry
+    if name in statistics:
+        raise StatisticError(
+            f"{name!r} is a statistic; inputs are sums and scalars: it is made of "
+            f"{', '.join(statistics[name].inputs)}"
+        )
     every = [f for r in (accumulators, wholes) for _, e in r.items() for f in _results(e)]
     known = sorted({field.partition("[")[0] for field in (*every, *terms)})
+    near = difflib.get_close_matches(name, [*known, *SCALARS], n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise StatisticError(
-        f"unknown input {name!r}; results that can be named: {', '.join(known)}; "
+        f"unknown input {name!r}; {hint}results that can be named: {', '.join(known)}; "
         f"scalars: {', '.join(SCALARS)}"
     )
 
@@ -597,6 +609,10 @@ def statistic(
     'Largest magnitude, again.'
     >>> statistics.remove("mean_abs_bound")
     """
+    unknown = sorted({*invariant} - {*TRANSFORMATIONS})
+    if unknown:
+        allowed = ", ".join(TRANSFORMATIONS)
+        raise StatisticError(f"invariant={unknown}: no such transformation; allowed: {allowed}")
 
     def register(function: Callable[..., float]) -> Callable[..., float]:
         inputs = tuple(inspect.signature(function).parameters)
@@ -614,10 +630,22 @@ def statistic(
             name, function, inputs, degree, tuple(invariant), low, high,
             code, source, null, undefined, unit, figure,
         )  # fmt: skip
+        _check_rows(entry)
         statistics.add(name, entry)
         return function
 
     return register
+
+
+def _check_rows(entry: Statistic) -> None:
+    """Moments alone and weights compared stand in rows that no third sees both of."""
+    weights = [m.name for m in entry.measures if m.pair and not m.named_states]
+    moments = [m.name for m in entry.measures if m.named_states]
+    if weights and moments and not any(m.pair and m.named_states for m in entry.measures):
+        raise StatisticError(
+            f"statistic {entry.name!r} compares by {weights[0]!r}, and rests on {moments[0]!r}, "
+            "moments of one checkpoint: take both in one accumulator, as `direction_sums` does"
+        )
 
 
 def merge(fields: Mapping[str, str], values: Values, starts: npt.NDArray[np.intp]) -> Values:

@@ -165,12 +165,12 @@ def momentum_cosine(
     degree=0, invariant=("sign", "permutation", "transpose"), low=0, high=1,
     code="T3", source="derived",
     null="0.5 ± 0.5/√n for independent gradients (closed form)",
-    undefined="no coordinate is other than zero in both", figure="plot_layers",
+    undefined="no coordinate has a sign in both", figure="plot_layers",
 )  # fmt: skip
 def momentum_sign_agreement(same_sign: float, both_signs: float) -> float:
     """Fraction of coordinates whose first moments have one sign, of those that are zero in neither.
 
-    A zero has no sign: rows of an embedding that were not seen say nothing. NaN if all coordinates
-    are zero in one or the other, or a moment is NaN.
+    A zero has no sign, nor has a NaN: rows of an embedding that were not seen say nothing. NaN if
+    no coordinate has a sign in both.
     """
     return same_sign / both_signs if both_signs > 0 else math.nan

@@ -296,9 +296,10 @@ def _effective() -> Callable[[Callable[..., float]], Callable[..., float]]:
 def effective_lr_p1(root_v_bins: Values, lr: float, eps: float) -> float:
     r"""First percentile of the effective learning rate :math:`\eta/(\sqrt{\hat v}+\epsilon)`.
 
-    From a histogram of :math:`\sqrt{\hat v}`: within one of its bins, 12.5 % at most. NaN before
-    the first step, where the learning rate, epsilon, the step or :math:`\beta_2` is not known, and
-    where so many second moments are negative or NaN that it falls among those.
+    From a histogram of :math:`\sqrt{\hat v}`: within one of its bins, 12.5 % at most. Infinite
+    without epsilon, where the second moment is zero. NaN before the first step, where the learning
+    rate, epsilon, the step or :math:`\beta_2` is not known, and where so many second moments are
+    negative or NaN that it falls among those.
     """
     return _rate(root_v_bins, 0.99, lr, eps)
 

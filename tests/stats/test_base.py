@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from analysis360.errors import StatisticError
-from analysis360.stats import accumulator, accumulators, merge, state, statistic, statistics
+from analysis360.stats import accumulator, accumulators, merge, state, statistic, statistics, term
 from tests.measured import alone
 
 
@@ -116,3 +116,21 @@ def test_merging_blocks_is_measuring_the_whole():
     for got, group in zip(merged, (parts[:2], parts[2:])):
         want = entry.function(torch.cat(group)).numpy()
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(StatisticError, match="unknown input 'sqare_sum'; did you mean square_sum"):
+        statistic()(lambda sqare_sum: sqare_sum)
+    with pytest.raises(StatisticError, match="'l2_norm' is a statistic.*made of square_sum"):
+        statistic()(lambda l2_norm: l2_norm)
+    with pytest.raises(StatisticError, match=r"invariant=\['signs'\].*allowed: sign, permutation"):
+        statistic(invariant=("signs",))
+
+
+def test_terms_are_sums_of_numbers():
+    with pytest.raises(StatisticError, match="has to name results that are numbers"):
+        term()(lambda magnitude_bins: magnitude_bins)
+    with pytest.raises(StatisticError, match="unknown input 'sqare_sum'"):
+        term()(lambda sqare_sum: sqare_sum)
+    with pytest.raises(StatisticError, match="a term is called 'undecayed_sq' already"):
+        accumulator({"undecayed_sq": "sum"})(lambda tensor: tensor)

@@ -227,10 +227,11 @@ def adam_oracle(m, v, step, beta1, beta2, eps):
         root = np.sqrt(v)
         u = np.where((root + eps == 0) & (m == 0), 0.0, m / (root + eps))
         bound = update_bound(step, beta1, beta2) * (1 + 1e-5)
+        least = bound * UNDERFLOW * (2 / (1 - beta2)) ** 0.5
         found = {
             "adam_count": len(m), "m_sq": (m**2).sum(), "v_sum": v.sum(), "u_sq": (u**2).sum(),
             "below_eps": (root < eps).sum(), "below_eps10": (root < 10 * eps).sum(),
-            "violations": (np.abs(m) > root * bound + UNDERFLOW).sum(),
+            "violations": (np.abs(m) > root * bound + least).sum(),
             "negative_v": (v < 0).sum(), "u_max": np.abs(u).max(),
         }  # fmt: skip
     return {name: (float(value), abs(float(value)), 0.0) for name, value in found.items()}

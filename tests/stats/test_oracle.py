@@ -344,6 +344,22 @@ def test_moments_against_betas_they_do_not_belong_to():
     assert row["bound_violations"] == 7
 
 
+@pytest.mark.parametrize("beta2", [0.95, 0.999])
+@pytest.mark.parametrize("gradient", [1e-20, 4e-19, 1e-18, 3e-18, 1e-17, 1e-15])
+def test_second_moments_that_were_flushed_to_zero_are_legal(gradient, beta2):
+    """Fused optimizers lose (1 − β2) g² below the smallest normal float32, and v there too."""
+    least, m, v = 2.0**-126, 0.0, 0.0
+    for _ in range(100):
+        m = 0.9 * m + 0.1 * gradient
+        square = (1 - beta2) * gradient**2
+        v = beta2 * v + (square if square >= least else 0.0)
+        v = v if v >= least else 0.0
+    full = (torch.full((3,), m), torch.full((3,), v))
+    assert moments(*full, 100, 0.9, beta2, 1e-8, ["bound_violations"])["bound_violations"] == 0
+    wrong = moments(full[0] + 1e-16, 0 * full[1], 100, 0.9, beta2, 1e-8, ["bound_violations"])
+    assert wrong["bound_violations"] == 3
+
+
 def test_every_statistic_has_an_oracle():
     from analysis360.stats import spectrum
 
