@@ -43,7 +43,8 @@ def at_the_bound(case):
     corrected = np.sqrt(case.v / (1 - case.beta2**case.step)) * (1 - case.beta1**case.step)
     near = np.linspace(-3e-5, 3e-5, 54).reshape(SHAPE)  # 1e-5 is allowed for rounding
     m = bound * (1 + near) * corrected * np.sign(case.m)
-    m[0, :3], v = (0.0, 1e-20, 1e-18), case.v.copy()
+    lost = bound * np.sqrt(2 * 1.2e-38 / (1 - case.beta2)) * (1 - case.beta1**case.step)
+    m[0, :3], v = (0.0, 0.9 * lost, 1.1 * lost), case.v.copy()  # of squares that underflowed
     v[0, :3] = 0.0
     v[1, :3] = -v[1, :3]
     return replace(case, m=m, v=v)
