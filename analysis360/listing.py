@@ -26,8 +26,9 @@ FRAMES: tuple[tuple[str, str, str], ...] = (
 )
 """Module, name and number of the statistics that are functions of a whole table."""
 
-SIDE = 8192
-"""Rows and columns of the matrix for which the workspace of a whole-matrix step is given."""
+SIDE, HEAD = 8192, 128
+"""Rows and columns of the matrix for which the workspace of a whole-matrix step is given, and rows
+of a head."""
 
 COLUMNS: dict[str, str] = {
     "name": "string", "kind": "string", "code": "string", "topic": "string", "summary": "string",
@@ -62,8 +63,9 @@ def list_statistics() -> pd.DataFrame:
             Whether it compares two checkpoints.
         ``cost``, ``workspace``
             ``"sums"``, ``"histogram"``, ``"rows"`` and ``"columns"`` are taken in the one pass over
-            what is read; ``"whole matrix"`` and ``"whole vector"`` hold a tensor at once, and need
-            so many bytes above it if its sides are 8192.
+            what is read; ``"whole matrix"``, ``"whole vector"`` and ``"whole head"`` hold tensors
+            at once, and need so many bytes above them if their sides are 8192, and a head has 128
+            rows.
         ``default``
             Whether it is measured when no statistics are named.
         ``unit``, ``low``, ``high``, ``degree``, ``invariant``
@@ -138,13 +140,15 @@ def _scalars(entry: Statistic) -> list[str]:
 
 def _cost(entry: Statistic) -> list[str]:
     """Kinds of what it rests on, the cheapest first."""
-    order = ("sums", "histogram", "rows", "columns", "whole vector", "whole matrix")
+    order = ("sums", "histogram", "rows", "columns", "whole vector", "whole head", "whole matrix")
     found = {_kind(measure, entry) for measure in entry.measures}
     return sorted(found, key=order.index)
 
 
 def _kind(measure: Measure, entry: Statistic) -> str:
     if isinstance(measure, Whole):
+        if measure.by_head:
+            return "whole head"
         return "whole matrix" if measure.ndim > 1 else "whole vector"
     if measure.axis is not None:
         return measure.axis
@@ -165,4 +169,5 @@ def _shapes(step: Whole) -> Any:
     if not step.of:
         return (SIDE,) * step.ndim
     norms = [module.startswith("norm") for module in step.of.values()]
-    return tuple((SIDE,) if norm else (SIDE, SIDE) for norm in norms)
+    matrix = (HEAD if step.by_head else SIDE, SIDE)
+    return tuple((SIDE,) if norm else matrix for norm in norms)

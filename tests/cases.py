@@ -134,7 +134,7 @@ def taken(entry, c, function=None):
     if entry.ndim == 1:
         at |= {name: a.reshape(-1) for name, a in arrays.items()}
     result = call(**{n: at[n] if n in at else known[n] for n in entry.inputs})
-    found = dict(zip(entry.fields, result.tolist()))
+    found = dict(zip(entry.fields, result.tolist(), strict=not entry.vector))
     if entry.vector:
         found[entry.vector] = result.numpy()[len(entry.fields) :]
     return found

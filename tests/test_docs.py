@@ -18,7 +18,7 @@ from analysis360 import stats
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GALLERY = sorted((ROOT / "docs" / "gallery").glob("*.py"))
-REGISTRIES = (stats.states, stats.accumulators, stats.wholes, stats.statistics)
+REGISTRIES = (stats.states, stats.accumulators, stats.wholes, stats.terms, stats.statistics)
 
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 
@@ -49,11 +49,13 @@ def here(tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """Where a reader is: the demo run beside them; what they register is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "analysis360-demo").symlink_to(tiny_demo, target_is_directory=True)
-    before = [set(registry) for registry in REGISTRIES]
+    before = [dict(registry.items()) for registry in REGISTRIES]
     yield tmp_path
     for registry, known in zip(REGISTRIES, before, strict=True):
-        for added in set(registry) - known:
+        for added in set(registry) - set(known):
             registry.remove(added)
+        for there, entry in known.items():
+            registry.add(there, entry)
     plt.close("all")
 
 

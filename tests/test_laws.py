@@ -1,6 +1,7 @@
 """The laws that every registered statistic declares, proved for all of them at once."""
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis360.stats import SCALARS, statistics
-from tests import cases
+from tests import cases, reference
 from tests.cases import Case
+from tests.edges import EDGES, UNDEFINED
 from tests.measured import close
 
 SHAPE = (6, 9)
@@ -50,7 +52,7 @@ def agree(got, want):
     return close(got, want, tolerance=1e-7) or abs(got - want) < ABSOLUTE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(a=matrices, b=matrices)
 def test_bounds(a, b):
     for name, got in values(a, b).items():
@@ -60,7 +62,7 @@ def test_bounds(a, b):
             assert entry.high is None or got <= entry.high + 1e-9, name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(a=matrices, b=matrices)
 def test_invariances(a, b):
     before = values(a, b)
@@ -77,7 +79,7 @@ def test_invariances(a, b):
             assert agree(got, want) or abs(got - want) < slack, (law, name, got, want)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(a=matrices, b=matrices)
 def test_degrees(a, b):
     before = values(a, b)
@@ -95,3 +97,23 @@ def test_every_statistic_declares_a_law_and_says_what_it_is():
         assert entry.degree is not None or entry.invariant or entry.low is not None, name
         assert entry.summary.endswith((".", "`.")) or ":" in entry.summary, name
         assert set(entry.inputs) - set(SCALARS), name
+
+
+ERRORS = {"spectral_norm_error", "delta_spectral_norm_error"}
+"""Bounds: their oracle is in tests/stats/test_mutations.py, where each way to a spectrum is taken."""
+
+
+def test_every_statistic_has_an_oracle_and_says_where_it_is_from():
+    assert set(statistics) - set(reference.ORACLE) == ERRORS
+    for name, entry in statistics.items():
+        assert re.fullmatch(r"[ST]\d+", entry.code), name
+        assert entry.source and entry.null, name
+
+
+def test_what_is_nan_somewhere_says_so():
+    """At the edges of finite tensors; that a NaN gives NaN goes without saying."""
+    assert set(EDGES) == set(UNDEFINED)
+    for edge, case in EDGES.items():
+        if np.isfinite([case.w, case.r, case.m, case.v]).all():
+            for name in UNDEFINED[edge].split():
+                assert statistics[name].undefined, (edge, name)

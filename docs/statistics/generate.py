@@ -74,9 +74,17 @@ def _formula(text: str) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """A section of a docstring whose indented lines are text, not code."""
+    """A section of a docstring: its indented lines are text, not code."""
     first, _, rest = text.strip("\n").partition("\n")
-    return markdown(f"{first}:\n{inspect.cleandoc(rest)}" if rest.startswith(" ") else text)
+    if not rest.startswith(" "):
+        return markdown(text)
+    defined = re.sub(  # a term, and what it is below
+        r"^(``.+``)\n((?: {4}.+\n?)+)",
+        lambda m: f"- {m[1]}: {' '.join(m[2].split())}\n",
+        inspect.cleandoc(rest),
+        flags=re.M,
+    )
+    return markdown(f"{first}:\n{defined}")
 
 
 def cell(text: str) -> str:
@@ -129,7 +137,10 @@ def cost(row: pd.Series) -> str:
     kinds = row["cost"].split(", ")
     words = [kind for kind in kinds if not kind.startswith("whole")]
     said = [f"{' and '.join(words)}, in the one pass over what is read"] if words else []
-    sides = {"whole matrix": "8192 × 8192", "whole vector": "8192 elements"}
+    sides = {
+        "whole matrix": "8192 × 8192", "whole vector": "8192 elements",
+        "whole head": "heads of 128 × 8192",
+    }  # fmt: skip
     for kind in kinds:
         if kind in sides:
             said.append(
@@ -427,6 +438,8 @@ def fields() -> str:
         _table_of(stats.accumulators),
         "## Whole-matrix steps\n\nOne tensor at once; the workspace is in the plan's memory.",
         _table_of(stats.wholes),
+        "## Terms\n\nMade of one tensor's results and scalars, and then added.",
+        _terms(),
         "## Scalars",
         ", ".join(f"`{name}`" for name in SCALARS) + ".",
         markdown(inspect.cleandoc(SCALARS_SAID)),
@@ -448,6 +461,16 @@ def _table_of(registry: Any) -> str:
     for name, entry in registry.items():
         if entry.function.__module__.startswith("analysis360."):
             lines.append(f"| `{name}` | {', '.join(reads(entry))} | {results(entry)} |")
+    return "\n".join(lines)
+
+
+def _terms() -> str:
+    lines = ["| | of | what |", "|---|---|---|"]
+    for name, entry in stats.terms.items():
+        if entry.function.__module__.startswith("analysis360."):
+            of = ", ".join(f"`{name}`" for name in entry.inputs)
+            said = (inspect.getdoc(entry.function) or "").splitlines()[0]
+            lines.append(f"| `{name}` | {of} | {cell(said)} |")
     return "\n".join(lines)
 
 
