@@ -102,7 +102,7 @@ _KEYS: Mapping[str, Any] = {
     },
     "adam": {
         "beta1": _BETA, "beta2": _BETA, "eps": _SIZE, "weight_decay": _SIZE, "clip": _SIZE,
-        "lr": _SIZE,
+        "lr": _SIZE, "decay_from": _STEP,
     },
     "learning_rate": {
         "peak": _SIZE, "final": _SIZE, "warmup": _STEP, "total": _COUNT, "kind": _TEXT,

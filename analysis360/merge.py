@@ -184,7 +184,7 @@ def _agreed(runs: Sequence[Run], key: str) -> Any:
 
 def _adam(runs: Sequence[Run]) -> Adam | None:
     """Hyper-parameters of all, of which none may be said twice and differently."""
-    found: dict[str, tuple[Run, float]] = {}
+    found: dict[str, tuple[Run, Any]] = {}
     for run in runs:
         for key in Adam.__dataclass_fields__ if run.adam is not None else ():
             value = getattr(run.adam, key)

@@ -17,8 +17,9 @@ __all__ = ["Adam", "Batch", "LearningRate"]
 class Adam:
     """Hyper-parameters of Adam or AdamW; None where the run does not tell.
 
-    `weight_decay` is that of the tensors with two or more dimensions; one-dimensional ones are
-    taken as not decayed, as in Megatron, GPT-NeoX and the demo.
+    `weight_decay` is that of the tensors with at least `decay_from` dimensions. Where that is not
+    told it is 2: one-dimensional tensors are taken as not decayed, as in Megatron, GPT-NeoX and the
+    demo. An optimizer with one group of parameters tells 0: all decay.
     """
 
     beta1: float | None = None
@@ -27,6 +28,17 @@ class Adam:
     weight_decay: float | None = None
     clip: float | None = None
     lr: float | None = None
+    decay_from: int | None = None
+
+    def decays(self, ndim: int) -> bool:
+        """Whether tensors of so many dimensions decay.
+
+        Examples
+        --------
+        >>> Adam(weight_decay=0.1).decays(1), Adam(weight_decay=0.1, decay_from=0).decays(1)
+        (False, True)
+        """
+        return ndim >= (2 if self.decay_from is None else self.decay_from)
 
     def filled(self, other: Adam | None) -> Adam:
         """Take from `other` what is None here."""

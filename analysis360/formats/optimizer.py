@@ -87,7 +87,8 @@ def read_optimizer(state_dict: Mapping[Any, Any], order: Order) -> OptimizerStat
         return found
     groups = [g for g in groups if isinstance(g, dict)]
     state = {key: value for key, value in state.items() if isinstance(value, dict)}
-    found.adam = adam_of((g, _matrix_elements(g, state)) for g in groups)
+    weighed = ((g, _matrix_elements(g, state)) for g in groups)
+    found.adam = adam_of(weighed, complete=True)
     _take_steps(found, state)
     names, why = _names(state, groups, order)
     if why:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from analysis360.core import DTYPE_BYTES, Adam, Part, TensorInfo
 from analysis360.errors import FormatError
@@ -272,10 +273,10 @@ def _whole(text: str | None) -> int | None:
 
 def _adam(told: Mapping[str, str]) -> Adam | None:
     """Hyper-parameters from the free text of optimizer files; None if there are none."""
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name in Adam.__dataclass_fields__:
         try:
-            values[name] = float(told[name])
+            values[name] = int(told[name]) if name == "decay_from" else float(told[name])
         except (KeyError, ValueError):
             continue
     return Adam(**values) if values else None

@@ -187,7 +187,7 @@ class Contents:
     def scalars(self, position: int, name: str) -> dict[str, float]:
         """Scalars of a checkpoint that registered functions may name; NaN where not known."""
         adam, checkpoint = self.adam[position], self.checkpoints[position]
-        decay = adam.weight_decay if len(self._shapes[name]) > 1 else 0.0
+        decay = adam.weight_decay if adam.decays(len(self._shapes[name])) else 0.0
         found = {
             "step": checkpoint.step, "beta1": adam.beta1, "beta2": adam.beta2, "eps": adam.eps,
             "lr": adam.lr, "weight_decay": decay, "clip": adam.clip,

@@ -299,8 +299,9 @@ def _row(contents: Contents, rows: _Rows, at: int, entry: Entry) -> dict[str, An
     known["opt_step"] = rows.opt_step.get(at, known.pop("step"))
     between = contents.between.get((entry.position, entry.against), (np.nan,) * 3)
     known |= dict(zip(BETWEEN, between))
-    if len(contents.shape(entry.name)) < 2 and np.isfinite(between[0]):
-        known["decay"] = 1.0  # as their weight decay is none
+    decays = contents.adam[entry.position].decays(len(contents.shape(entry.name)))
+    if not decays and np.isfinite(between[0]):
+        known["decay"] = 1.0
     there = contents.stored_there(entry)
     other = contents.tensors[entry.reference][entry.name, there[0]] if there else None
     return {

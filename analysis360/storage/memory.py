@@ -32,7 +32,9 @@ def are_tied(first: str, second: str) -> bool:
     return bool(_TIED.search(f".{first}")) and bool(_TIED.search(f".{second}"))
 
 
-def adam_of(groups: Iterable[tuple[Mapping[str, Any], float]]) -> Adam | None:
+def adam_of(
+    groups: Iterable[tuple[Mapping[str, Any], float]], *, complete: bool = False
+) -> Adam | None:
     """Hyper-parameters of an optimizer from its parameter groups.
 
     Parameters
@@ -40,13 +42,17 @@ def adam_of(groups: Iterable[tuple[Mapping[str, Any], float]]) -> Adam | None:
     groups : iterable of (mapping, float)
         Each group's settings with a weight: the number of elements in its matrices. The group of
         the largest weight speaks for all, as `Adam.weight_decay` is that of the matrices.
+    complete : bool
+        Whether these are all groups of the optimizer. If it is one, its decay is that of all
+        tensors.
 
     Returns
     -------
     Adam or None
         None if no group tells ``betas``.
     """
-    known = [(group, weight) for group, weight in groups if "betas" in group]
+    every = list(groups)
+    known = [(group, weight) for group, weight in every if "betas" in group]
     if not known:
         return None
     group = max(known, key=lambda pair: pair[1])[0]
@@ -54,7 +60,10 @@ def adam_of(groups: Iterable[tuple[Mapping[str, Any], float]]) -> Adam | None:
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         return None
     values = [_number(v) for v in (*betas, *(group.get(k) for k in ("eps", "weight_decay", "lr")))]
-    return Adam(values[0], values[1], values[2], weight_decay=values[3], lr=values[4])
+    of_all = 0 if complete and len(every) == 1 and values[3] is not None else None
+    return Adam(
+        values[0], values[1], values[2], weight_decay=values[3], lr=values[4], decay_from=of_all
+    )
 
 
 def _number(value: object) -> float | None:
@@ -201,7 +210,8 @@ class MemoryStore(Store):
                 key = f"{name}.step"
                 arrays[key] = torch.tensor(int(step))
                 infos.append(_info(name, key, "step", arrays[key]))
-        adam = adam_of((g, _matrix_elements(g["params"])) for g in optimizer.param_groups)
+        weighed = ((g, _matrix_elements(g["params"])) for g in optimizer.param_groups)
+        adam = adam_of(weighed, complete=True)
         return cls(arrays, tensors=infos, adam=adam, step=max(steps, default=None), skipped=skipped)
 
     def files(self) -> Mapping[str, int]:  # noqa: D102 - inherited

@@ -146,3 +146,20 @@ def test_rows_of_second_moments_are_a_second_frame(folder, table):
     found = vectors[(vectors["name"] == UP) & (vectors["step"] == STEPS[1])]
     want = reference.v_hats(case(folder, UP))[0].sum(1)
     np.testing.assert_allclose(found["values"].iloc[0], want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_biases_decay_if_the_optimizer_has_one_group(groups):
+    """As AdamW(model.parameters()) does; with several groups they are taken not to."""
+    parameters = {"w": torch.nn.Parameter(torch.ones(4, 4)), "b": torch.nn.Parameter(torch.ones(4))}
+    every = list(parameters.values())
+    given = every if groups == 1 else [{"params": [p]} for p in every]
+    optimizer = torch.optim.AdamW(given, lr=1e-3, weight_decay=0.1)
+    for p in every:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    table = a360.measure(parameters, optimizer, statistics=["decay_balance"]).set_index("name")
+    u = 1 / (1 + 1e-8)
+    want = {"w": 0.1 * (1 - 1.1e-3) / u, "b": 0.1 * (1 - 1.1e-3) / u if groups == 1 else 0.0}
+    for name in parameters:
+        assert table.loc[name, "decay_balance"] == pytest.approx(want[name], rel=1e-6), name
