@@ -51,7 +51,6 @@ OPEN_BIN = "the first and the last bin are open: where they end is not asked"
 
 EQUIVALENT = {
     "adam.adam_snr_null: adam_count > 0 -> adam_count >= 0": NO_ELEMENTS,
-    "adam.constants: 2 -> 3": MARGIN,
     "adam.adam_snr_null: 0 <= beta2 < 1 -> 0 <= beta2 <= 1": NAN_ALREADY,
     "adam.adam_snr_null: 1 -> 2": NAN_ALREADY,
     "adam.noise_alone: step >= 1 and 0 <= beta1 < 1 -> step >= 1 or 0 <= beta1 < 1": NAN_ALREADY,
