@@ -335,6 +335,7 @@ def test_tensors_that_began_at_zero():
     assert got["cosine"] == pytest.approx(defined(s, n, start)["cosine"], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_slopes_of_walks_and_of_a_steady_pull():
     """½ against the diffusive clock and 1 against the ballistic one, although weights decay."""
     for drift, clock, want, room in ((0.0, "diffusive", 0.5, 0.02), (20.0, "ballistic", 1.0, 0.01)):
@@ -368,6 +369,7 @@ def expected(first=160, last=194, decay=0.1, every=2):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_exponents_on_the_schedule_of_k2():
     frame = expected()
     for model, clock, want in (("walk", "diffusive", 0.5), ("pull", "ballistic", 1.0)):

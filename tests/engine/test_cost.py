@@ -39,7 +39,10 @@ def test_whole_matrices_add_no_byte(run):
     assert many.nbytes == few.nbytes
 
 
-@pytest.mark.parametrize("name", [name for name in statistics if rests_on(name, Whole)])
+ONE_OF_EACH = {statistics[name].measures: name for name in statistics if rests_on(name, Whole)}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
 def test_workspace_is_in_the_peak(run, name):
     """As declared, of the largest tensor that the step takes."""
     few = a360.plan(run, ["rms", "rel_displacement"], against=ROLES)

@@ -18,6 +18,8 @@ LATE = {"step": 1e6, "beta1": BETA1, "beta2": BETA2, "eps": 0.0}  # correction i
 NULL = (1 - BETA1) / (1 + BETA1)
 SIZE = 200_000
 
+pytestmark = pytest.mark.slow
+
 
 def read(names, m, v, **more):
     return direct(names, exp_avg=m, exp_avg_sq=v, **(LATE | more))

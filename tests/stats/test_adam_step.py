@@ -33,7 +33,7 @@ def stepped(lr, steps, seed, foreach, largest=1.0, dtype=torch.float32, size=500
 
 
 VARIANTS = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "for-loop"])
-STEPS = pytest.mark.parametrize("steps", [1, 2, 500])
+STEPS = pytest.mark.parametrize("steps", [1, 2, pytest.param(500, marks=pytest.mark.slow)])
 
 
 @VARIANTS

@@ -540,6 +540,7 @@ def is_killed(function, mutant, benches):
         return True
 
 
+@pytest.mark.slow
 def test_what_is_not_broken_is_right(benches):
     """Or every mutant would seem to be found; and which statistics are NaN at the edges."""
     wrong = []

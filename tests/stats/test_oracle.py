@@ -12,6 +12,7 @@ from analysis360.core import Adam, LearningRate
 from analysis360.engine import plan
 from analysis360.stats import statistics
 from tests import reference
+from tests.cases import CASES, values
 from tests.measured import alone, close, moments, pair, run_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -403,3 +404,16 @@ def test_aggregates_are_those_of_all_elements(tmp_path):
     second = layer[layer["against"] == "previous"].iloc[0]
     assert close(second["rel_displacement"], reference.PAIR["rel_displacement"](after, every, 1.0))
     assert stores
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_statistic_of_a_case(name):
+    """All that is registered, by its accumulators alone, is what its definition says."""
+    case = CASES[name]
+    got = values(case)
+    assert {*got} == {*statistics}
+    for statistic, definition in reference.ORACLE.items():
+        with np.errstate(all="ignore"):
+            want = float(definition(case))
+        right = close(got[statistic], want, tolerance=1e-7) or abs(got[statistic] - want) < 1e-12
+        assert right, (statistic, got[statistic], want)
