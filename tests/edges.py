@@ -77,6 +77,9 @@ MORE = {
     "opposite": replace(PLAIN, w=FIRST, r=-1.91 * FIRST),
     "large": replace(PLAIN, w=4.25e9 * np.tanh(3 * PLAIN.w), r=1e9 * PLAIN.r),
     "mostly small": replace(PLAIN, w=np.where(np.abs(PLAIN.w) < 2, 1e-30, 1.0) * PLAIN.w),
+    # as many singular values as a power law is fitted to, and those of one from the smallest on
+    "ten values": case(80, rows=10, columns=14),
+    "power law": replace(case(81, rows=12, columns=12), w=np.diag(np.arange(1.0, 13) ** -0.5)),
     "few digits": replace(PLAIN, w=coarse(PLAIN.w), r=coarse(PLAIN.r)),
     "few digits but in the last": replace(PLAIN, w=coarse(PLAIN.w, -1), r=coarse(PLAIN.r)),
     "few digits but in the second": replace(TALL, w=coarse(TALL.w, 1), r=coarse(TALL.r)),

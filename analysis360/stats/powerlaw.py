@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MIN_VALUES", "PowerLaw", "fit", "fit_nbytes"]
+__all__ = ["MIN_VALUES", "PowerLaw", "fit_power_law", "fit_nbytes"]
 
 MIN_VALUES = 10
 """Fewer numbers are not fitted."""
@@ -28,11 +28,11 @@ class PowerLaw(NamedTuple):
 
 
 def fit_nbytes(count: int) -> int:
-    """Bytes that `fit` needs for so many numbers."""
+    """Bytes that `fit_power_law` needs for so many numbers."""
     return 8 * (4 * max(CHUNK, count) + 16 * count)
 
 
-def fit(values: Values) -> PowerLaw:
+def fit_power_law(values: Values) -> PowerLaw:
     r"""Exponent by maximum likelihood, where the Kolmogorov–Smirnov distance is least.
 
     For each threshold :math:`x_i` but the largest, with `n` numbers from it on,
@@ -52,7 +52,7 @@ def fit(values: Values) -> PowerLaw:
 
     Examples
     --------
-    >>> found = fit(np.arange(1, 101) ** -0.5)  # quantiles of x**-3
+    >>> found = fit_power_law(np.arange(1, 101) ** -0.5)  # quantiles of x**-3
     >>> 2.8 < found.alpha < 3.2
     True
     """

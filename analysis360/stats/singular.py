@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis360.stats import powerlaw
 from analysis360.stats.base import statistic, whole
 from analysis360.stats.gram import gram, gram_nbytes
+from analysis360.stats.powerlaw import PowerLaw, Values, fit_nbytes, fit_power_law
 from analysis360.stats.tiles import magnitude
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _workspace(shape: tuple[int, ...]) -> int:
     side = min(rows, columns)
     work = 3 * 8 * rows * columns if _by_svd(shape) else 0
     work += 3 * 8 * side * side + gram_nbytes(shape)
-    return 4 * rows * columns + max(work, powerlaw.fit_nbytes(side)) + 64 * 8 * (rows + columns)
+    return 4 * rows * columns + max(work, fit_nbytes(side)) + 64 * 8 * (rows + columns)
 
 
 FIELDS = ("pl_alpha", "pl_xmin", "pl_distance", "pl_tail")
@@ -81,10 +81,10 @@ def _values(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return torch.where(squares > floor, squares, 0.0).sqrt()
 
 
-def _law(values: powerlaw.Values, length: int) -> powerlaw.PowerLaw:
+def _law(values: Values, length: int) -> PowerLaw:
     """Power law of the eigenvalues, without those that are zero to rounding."""
     floor = length * np.finfo(np.float64).eps * values[0]
-    return powerlaw.fit(values[values > floor] ** 2)
+    return fit_power_law(values[values > floor] ** 2)
 
 
 @statistic(
@@ -97,7 +97,7 @@ def _law(values: powerlaw.Values, length: int) -> powerlaw.PowerLaw:
     undefined="tensors that are not matrices, or hold non-finite values",
     unit="as the tensor",
 )
-def nuclear_norm(singular_values: powerlaw.Values) -> float:
+def nuclear_norm(singular_values: Values) -> float:
     r"""Sum of the singular values, :math:`\sum_i\sigma_i`; 0 for a zero matrix."""
     return float(np.sum(singular_values))
 
@@ -112,7 +112,7 @@ def nuclear_norm(singular_values: powerlaw.Values) -> float:
     "d for an orthogonal one (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
 )
-def effective_rank(singular_values: powerlaw.Values) -> float:
+def effective_rank(singular_values: Values) -> float:
     r"""Effective rank, :math:`\exp(-\sum_i p_i\ln p_i)` with :math:`p_i=\sigma_i/\sum\sigma`.
 
     Between 1 and the rank (Roy & Vetterli 2007). NaN for a zero matrix.
@@ -133,7 +133,7 @@ def effective_rank(singular_values: powerlaw.Values) -> float:
     null="rows·columns/(rows + columns) for a large Gaussian matrix: d/2 if square (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
 )
-def participation_ratio(singular_values: powerlaw.Values) -> float:
+def participation_ratio(singular_values: Values) -> float:
     r"""How many directions share the energy, :math:`(\sum\sigma^2)^2/\sum\sigma^4`.
 
     1 if one direction holds all, the rank if all hold the same. Less moved by small singular values
