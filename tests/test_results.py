@@ -1,5 +1,6 @@
 """The results folder: unfinished, read while written, coarse levels, provenance."""
 
+import json
 import math
 import warnings
 from contextlib import nullcontext
@@ -308,3 +309,19 @@ def test_a_layer_mixes_sums_of_the_same_tensors_only(tmp_path):
         statistics.remove("my_norm_over_update")
     assert one["my_norm_over_update"].notna().sum() == 1
     assert every["my_norm_over_update"].isna().all()
+
+
+def test_a_folder_of_the_version_before_can_be_read(run, tmp_path):
+    """It knew the sum of the learning rate only: what needs more is not defined."""
+    names = ["update_ratio", "coherence", "coherence_ratio"]
+    table = a360.plan(run, names).run(tmp_path / "m", progress=False)
+    path = tmp_path / "m" / "plan.json"
+    said = json.loads(path.read_text())
+    said["lr_sums"] = [row[:3] for row in said.pop("between")]
+    path.write_text(json.dumps(said))
+    older = a360.load_table(tmp_path / "m")
+    pd.testing.assert_series_equal(older["update_ratio"], table["update_ratio"])
+    assert table[names].notna().any().all()
+    assert older["coherence_ratio"].isna().all()
+    known = set(older.loc[older["coherence"].notna(), "module"])
+    assert known == {"norm.attn"}  # gains, which do not decay

@@ -227,11 +227,18 @@ class Contents:
             "labels": {name: Label(**value) for name, value in said["labels"].items()},
             "adam": tuple(Adam(**a) for a in said["adam"]),
             "references": {(c, role): r for c, role, r in said["references"]},
-            "between": {(c, role): (a, b, d) for c, role, a, b, d in said["between"]},
+            "between": _between_from(said),
             "statistics": tuple(said["statistics"]),
             "states": tuple(said["states"]),
             "against": tuple(said["against"]),
         }
+
+
+def _between_from(said: Mapping[str, Any]) -> dict[tuple[int, str], tuple[float, float, float]]:
+    """Of an older folder, which knew the sum of the rate only, the others are not known."""
+    if "between" in said:
+        return {(c, role): (rate, square, left) for c, role, rate, square, left in said["between"]}
+    return {(c, role): (rate, math.nan, math.nan) for c, role, rate in said.get("lr_sums", ())}
 
 
 def together(labels: Mapping[str, Label], step: Whole) -> dict[str, tuple[str, ...]]:
