@@ -123,6 +123,7 @@ def test_a_statistic_of_ones_own_is_listed_and_has_no_page(generate):
         statistics.remove("doubled")
 
 
+@pytest.mark.slow
 def test_the_list_needs_no_torch():
     code = "import sys, analysis360 as a; a.list_statistics(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

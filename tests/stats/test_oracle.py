@@ -15,7 +15,9 @@ from tests import reference
 from tests.cases import CASES, values
 from tests.measured import alone, close, moments, pair, run_of
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (
+    torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow),
+)  # fmt: skip
 SIZE = 300_003  # several tiles, and one that no power of two divides
 
 
