@@ -12,6 +12,9 @@ __all__ = ["MIN_VALUES", "PowerLaw", "fit_power_law", "fit_nbytes"]
 MIN_VALUES = 10
 """Fewer numbers are not fitted."""
 
+EQUAL = -1e-9
+"""Logarithm of the smallest over the largest from which numbers are the same but for rounding."""
+
 CHUNK = 1 << 20
 """Pairs of a number and a threshold that are compared at a time."""
 
@@ -48,7 +51,7 @@ def fit_power_law(values: Values) -> PowerLaw:
     Returns
     -------
     PowerLaw
-        All NaN for fewer than `MIN_VALUES` numbers, or if they are all the same.
+        All NaN for fewer than `MIN_VALUES` numbers, or if they are all the same to 1e-9.
 
     Examples
     --------
@@ -61,10 +64,10 @@ def fit_power_law(values: Values) -> PowerLaw:
         return nothing
     ordered = np.sort(values)
     logs = np.log(ordered / ordered[-1])
+    if logs[0] > EQUAL:
+        return nothing
     starts = np.flatnonzero(np.diff(logs, prepend=-np.inf) > 0)  # the first of equal numbers
     starts = starts[logs[starts] < 0]
-    if not len(starts):
-        return nothing
     tails = (len(ordered) - starts).astype(np.float64)
     above = np.cumsum(logs[::-1])[::-1][starts] - tails * logs[starts]
     slopes = tails / above  # alpha - 1

@@ -110,6 +110,9 @@ EQUIVALENT = {
         "powerlaw._distances: size - begin -> size + begin",
     ), "how many thresholds are taken at a time"),
     "powerlaw._distances: 0 -> 1 #2": "what is below the threshold is set to zero afterwards",
+    "powerlaw.fit_power_law: logs[0] > EQUAL -> logs[0] >= EQUAL": AT_THE_MARGIN,
+    "powerlaw.fit_power_law: 0 -> 1":
+        "one number apart from equal ones: found by tests/stats/test_spectra.py",
     "powerlaw.fit_power_law: 1 -> 2": "a tail of two, which never fits best here",
     "powerlaw.fit_power_law: np.diff(logs, prepend=-np.inf) > 0 -> np.diff(logs, prepend=-np.inf) >= 0":
         "equal numbers: found by tests/stats/test_spectra.py",

@@ -239,6 +239,8 @@ def test_alpha_of_a_matrix():
 
 def test_nothing_to_fit():
     assert all(map(math.isnan, powerlaw.fit_power_law(np.ones(50))))
+    assert all(map(math.isnan, powerlaw.fit_power_law(1 + 1e-13 * np.arange(50.0))))
+    assert powerlaw.fit_power_law(np.array([0.5, *np.ones(49)])).tail == 50
     assert all(map(math.isnan, powerlaw.fit_power_law(pareto(2.5, 9, 0))))
     assert not any(map(math.isnan, powerlaw.fit_power_law(pareto(2.5, 10, 0))))
     equal = np.repeat(pareto(2.5, 50, 3), 2)  # a threshold among equal numbers is the first of them
