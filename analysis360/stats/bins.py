@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis360.stats.base import Values, accumulator, statistic, vector
+from analysis360.stats.histograms import quantile
 from analysis360.stats.tiles import scratch
 
 if TYPE_CHECKING:
@@ -57,21 +58,6 @@ def magnitude_bins(tensor: torch.Tensor) -> torch.Tensor:
     return torch.bincount(place, minlength=BINS).to(torch.float64)
 
 
-def _quantile(counts: Values, q: float) -> float:
-    """Interpolate within the bin; not a number if that has no end."""
-    total = np.cumsum(counts)
-    if not total[-1] > 0:
-        return float("nan")
-    rank = q * total[-1]
-    at = int(np.searchsorted(total, rank))
-    if at == 0:
-        return 0.0  # nothing but zeros, and what is as good as zero
-    if at == BINS - 1:
-        return float("nan")
-    low, high = edges()[at : at + 2]
-    return float(low + (high - low) * (rank - total[at - 1]) / counts[at])
-
-
 @statistic(
     invariant=("sign", "permutation", "transpose"), low=0,
     code="S3", source="definition", figure="plot_layers",
@@ -85,7 +71,7 @@ def abs_median(magnitude_bins: Values) -> float:
     A zero stands for anything below 1.3e-29. NaN if it lies above 4.3e9, or if the tensor holds so
     many NaN or infinities that it falls among those.
     """
-    return _quantile(magnitude_bins, 0.5)
+    return quantile(magnitude_bins, edges(), 0.5, below=0.0)
 
 
 @statistic(
@@ -96,7 +82,7 @@ def abs_median(magnitude_bins: Values) -> float:
 )  # fmt: skip
 def abs_p99(magnitude_bins: Values) -> float:
     """Magnitude below which 99 % of the elements are; precise and undefined as `abs_median`."""
-    return _quantile(magnitude_bins, 0.99)
+    return quantile(magnitude_bins, edges(), 0.99, below=0.0)
 
 
 @statistic(
@@ -107,4 +93,4 @@ def abs_p99(magnitude_bins: Values) -> float:
 )  # fmt: skip
 def abs_p999(magnitude_bins: Values) -> float:
     """Magnitude below which 99.9 % of the elements are; precise and undefined as `abs_median`."""
-    return _quantile(magnitude_bins, 0.999)
+    return quantile(magnitude_bins, edges(), 0.999, below=0.0)

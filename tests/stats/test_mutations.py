@@ -60,8 +60,6 @@ EQUIVALENT = {
     "adam.noise_alone: 1 -> 2 #2": NAN_ALREADY,
     "adam.grad_norm_ema: float(np.sqrt(v_sum)) if v_sum >= 0 else float('nan') -> float(np.sqrt(v_sum))":
         "the root of a negative number is NaN already",
-    "bins._quantile: total[-1] > 0 -> total[-1] >= 0": NO_ELEMENTS,
-    "bins._quantile: 1 -> 2": "if all are in the last bin, it is NaN either way",
     "bins.edges: 1 -> 2": "an edge above the last bin, that none asks for; its doctest counts them",
     "bins.edges: 0.0 -> 1.0": "the first bin is not interpolated: what lies in it counts as zero",
     "change.diffusion: noise > 0 -> noise >= 0": AT_THE_MARGIN,
