@@ -182,12 +182,25 @@ LIMITS = {
         {"spectrum.DIRECT": 4, "singular.SVD_LENGTH": 4, "gram.SLAB": 100, "gram.PANEL": 7},
         ("proved", 0, "exact", 0),
     ),
+    "a small one by proof, in torch alone": (
+        matrices(90, 24, 30, 0.5),
+        {"spectrum.DIRECT": 4, "singular.SVD_LENGTH": 4, "gram.SLAB": 100, "gram.PANEL": 7,
+         "blas.held": lambda square: False},
+        ("proved", 0, "exact", 0),
+    ),
     "hidden from the start": (
         replace(
             case(92, 24, 30),
             w=of_values(93, 24, 30, [1.2, *(0.5 ** np.arange(23))], lanczos_start(24)),
         ),
         {"spectrum.DIRECT": 4}, ("exact", 0, "exact", 0),
+    ),
+    "hidden from the start, in torch alone": (
+        replace(
+            case(92, 24, 30),
+            w=of_values(93, 24, 30, [1.2, *(0.5 ** np.arange(23))], lanczos_start(24)),
+        ),
+        {"spectrum.DIRECT": 4, "blas.held": lambda square: False}, ("exact", 0, "exact", 0),
     ),
     "at the limits": (
         case(110, 16, 20),

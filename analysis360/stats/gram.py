@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from analysis360.stats import blas
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,7 @@ SLAB = 1 << 20
 """Elements of a slab that is taken to float64 at a time."""
 
 PANEL = 256
-"""Rows of a Gram matrix that are summed at a time; what lies below the diagonal is copied."""
+"""Rows of a Gram matrix that are summed at a time; what lies above the diagonal is copied."""
 
 BLOCK, BLOCK_STEPS = 16, 24
 """Width of a Krylov block, and how many are taken: the products read the matrix 48 times, a
@@ -64,7 +66,10 @@ def slabs(matrix: torch.Tensor, scale: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def gram_nbytes(shape: tuple[int, ...]) -> int:
-    """Bytes that `gram` needs besides its result."""
+    """Bytes that `gram` needs besides its result.
+
+    No transposed copy is made of a slab: the room for it is what a BLAS packs its operands into.
+    """
     return slabs_nbytes(shape) + 8 * PANEL * min(shape)
 
 
@@ -74,12 +79,21 @@ def gram(tensor: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
     side = min(tensor.shape)
     square = torch.zeros(side, side, dtype=torch.float64, device=tensor.device)
+    add = blas.rank_update if blas.held(square) else _strips
     for slab in _across(tensor, scale):
-        for top in range(0, side, PANEL):
-            square[top : top + PANEL, top:].addmm_(slab[top : top + PANEL], slab[top:].T)
+        add(square, slab)
     for top in range(0, side, PANEL):
-        square[top:, top : top + PANEL] = square[top : top + PANEL, top:].T.clone()
+        rows = square[top : top + PANEL]
+        rows[:, top + PANEL :] = square[top + PANEL :, top : top + PANEL].T
+        corner = rows[:, top : top + PANEL]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
     return square
+
+
+def _strips(square: torch.Tensor, slab: torch.Tensor) -> None:
+    """Add ``slab @ slab.T`` to the lower triangle, and to some more."""
+    for top in range(0, len(square), PANEL):
+        square[top:, top : top + PANEL].addmm_(slab[top:], slab[top : top + PANEL].T)
 
 
 def _across(tensor: torch.Tensor, scale: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import analysis360 as a360
-from analysis360.stats import gram, logits, powerlaw, singular, spectrum, statistics, subspace
+from analysis360.stats import blas, gram, logits, powerlaw, singular, spectrum, statistics, subspace
 from tests import reference
 from tests.cases import CASES, case, values
 from tests.measured import close
@@ -112,6 +113,37 @@ def test_a_start_that_misses_the_largest_value_is_found_out(monkeypatch):
     assert spectrum.largest_singular_value(values.diag().float())[0] == pytest.approx(3.0, rel=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(230, 700), (700, 230)])
+def test_proved_alike_by_torch_alone(shape, monkeypatch):
+    w = normal(*shape)
+    by_blas = spectrum.largest_singular_value(w)
+    with monkeypatch.context() as patch:
+        patch.setattr(blas, "held", lambda square: False)
+        by_torch = spectrum.largest_singular_value(w)
+    assert torch.allclose(by_blas, by_torch, rtol=1e-13, atol=0)
+
+
+def test_threads_of_the_blas_are_put_back():
+    routines = blas._routines()
+    if routines is None:
+        pytest.skip("scipy has another BLAS")
+    *_, told, tell = routines
+    before = told()
+    try:
+        tell(2)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(spectrum.largest_singular_value, [normal(200, 300)] * 8))
+        assert told() == 2
+    finally:
+        tell(before)
+
+
+def test_what_does_not_fit_is_not_added():
+    square = torch.zeros(4, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="does not fit"):
+        blas.rank_update(square, torch.ones(5, 3, dtype=torch.float64))
+
+
 def test_edges_of_the_proved_way():
     wide = normal(220, 300)
     rank_one = torch.outer(normal(220, seed=1), normal(300, seed=2))
@@ -167,7 +199,8 @@ def test_rank_one():
     found = stats_of(w)
     for name in ("effective_rank", "participation_ratio", "stable_rank", "delta_stable_rank"):
         assert found[name] == pytest.approx(1, abs=1e-9), name
-    assert found["delta_top8_energy"] == 1 and math.isnan(found["power_law_alpha"])
+    assert found["delta_top8_energy"] == pytest.approx(1, abs=1e-12)
+    assert math.isnan(found["power_law_alpha"])
     assert math.isnan(found["subspace_overlap_left"])  # of eight directions seven are any
 
 
