@@ -8,19 +8,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis360.errors import LogError
-from analysis360.segments import (
+from analysis360.spikes.history import check_loss, with_history
+from analysis360.spikes.segments import (
     Event,
     Rule,
     Series,
     fast_events,
-    median_to_the_edge,
     rule_for,
     running_median,
     sustained_events,
 )
 
-__all__ = ["find_spikes", "spike_gap", "spike_score"]
+__all__ = ["find_spikes"]
 
 _MARKS = ("onset", "peak", "end", "recovery")
 _COLUMNS = {
@@ -132,7 +131,7 @@ def find_spikes(
          channel  onset  end  points  censored
     0  sustained    200  210      10     False
     """
-    _check(loss, column)
+    check_loss(loss, column)
     rows: list[dict[str, object]] = []
     counts: dict[str, dict[str, int]] = {}
     for branch in pd.unique(loss["branch"]):
@@ -155,43 +154,8 @@ def find_spikes(
     return frame
 
 
-def _check(loss: pd.DataFrame, column: str) -> None:
-    missing = [name for name in ("branch", "step", column) if name not in loss.columns]
-    if missing:
-        has = list(loss.columns)
-        raise LogError(f"not a LOSS frame: columns {missing} are missing; it has {has}")
-    if not pd.api.types.is_numeric_dtype(loss[column]):
-        raise LogError(f"column {column!r} is not numeric but {loss[column].dtype}")
-    if loss["step"].isna().any():
-        raise LogError(f"{int(loss['step'].isna().sum())} rows have no step")
-    twice = loss.duplicated(["branch", "step"])
-    if twice.any():
-        first = loss.loc[twice, ["branch", "step"]].iloc[0].to_dict()
-        raise LogError(
-            f"{int(twice.sum())} rows repeat a step, the first is {first}; read_loss sorts that out"
-        )
-
-
-def _with_history(loss: pd.DataFrame, branch: str) -> tuple[pd.DataFrame, int]:
-    """Rows of `branch` after those of its ancestors, by step; and how many are the ancestors'."""
-    groups = {str(name): rows.sort_values("step") for name, rows in loss.groupby("branch")}
-    parts, seen = [groups[branch]], {branch}
-    first, rows = parts[0]["step"].iloc[0], parts[0]
-    while "parent" in loss.columns:
-        parent = rows["parent"].iloc[0]
-        if not isinstance(parent, str) or parent in seen or parent not in groups:
-            break
-        seen.add(parent)
-        rows = groups[parent]
-        before = rows[rows["step"] < first]  # none, if the parent itself forked later
-        if len(before):
-            parts.insert(0, before)
-            first = before["step"].iloc[0]
-    return pd.concat(parts), sum(len(part) for part in parts[:-1])
-
-
 def _series(loss: pd.DataFrame, branch: str, column: str, smooth: int) -> tuple[Series, int]:
-    rows, own = _with_history(loss, branch)
+    rows, own = with_history(loss, branch)
     value = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
     fine = np.isfinite(value)
     rows, value = rows[fine], value[fine]
@@ -264,136 +228,3 @@ def _residual(event: Event, series: Series, rule: Rule, events: list[Event]) -> 
     slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
     expected = np.median(y - slope * x) + slope * np.log(clock[after])
     return float(np.median(series.value[after] - expected))
-
-
-def spike_score(
-    values: pd.Series | np.ndarray,
-    *,
-    window: int = 1000,
-    threshold: float = 7.0,
-    ddof: int = 0,
-) -> float:
-    """Percentage of values far from the rolling mean: the spike score of OLMo 2.
-
-    Parameters
-    ----------
-    values : array_like, shape (n,)
-        Loss or gradient norm, one per sample; values that are not finite are left out.
-    window : int
-        Values before the one that is judged, which is not among them. The first `window` values
-        are not judged, but count in the total.
-    threshold : float
-        Standard deviations, to either side.
-    ddof : int
-        0 divides the variance by `window`, 1 by ``window - 1``; the source does not say.
-
-    Returns
-    -------
-    float
-        From 0 to 100; NaN for fewer than ``window + 1`` values.
-
-    Notes
-    -----
-    "Percentage of values in a time series that are at least seven standard deviations away from a
-    rolling average of the last 1,000 values" (OLMo 2, arXiv 2501.00656, section 3.2). A spike
-    inflates the standard deviation that it is held against, so long spikes score low; use
-    `find_spikes` to find them. The score depends on how densely a log was sampled.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> values = np.sin(np.arange(200.0))
-    >>> values[150] = 9
-    >>> spike_score(values, window=100)
-    0.5
-    """
-    series = np.asarray(values, dtype=np.float64)
-    series = series[np.isfinite(series)]
-    if len(series) <= window:
-        return float("nan")
-    before = pd.Series(series).shift(1).rolling(window)
-    distance = np.abs(series - before.mean().to_numpy())
-    far = (distance >= threshold * before.std(ddof=ddof).to_numpy()) & (distance > 0)
-    return 100.0 * float(far.sum()) / len(series)
-
-
-def spike_gap(
-    loss: pd.DataFrame, branch: str, to: str, *, column: str = "loss", smooth: int = 5
-) -> pd.DataFrame:
-    """Gap of a branch to another at matched tokens, and its setback.
-
-    Parameters
-    ----------
-    loss : DataFrame
-        LOSS frame with both branches.
-    branch, to : str
-        The branch that spiked, and the reference.
-    column : str
-        Column to compare.
-    smooth : int
-        Samples of the centred running median from which the setback is taken; 1 for none. The
-        first time that a noisy reference is as low would otherwise be too early. The gap is not
-        smoothed.
-
-    Returns
-    -------
-    DataFrame
-        One row per step of `branch` that has a partner in `to` (or in its history): ``step``,
-        ``tokens``, ``value``, ``reference``, ``gap`` = value - reference (nat), ``setback_steps``,
-        ``setback_tokens``: how much earlier the reference was first at or below this value,
-        ``t - inf{t' : reference(t') <= value(t)}``. Negative where the branch is ahead; missing
-        where the reference never gets that low. A setback needs values that are comparable over
-        time: a held-out loss, or one on shuffled data, not one that follows the batch at hand.
-        Partners have equal tokens (equal steps if tokens
-        are missing for both).
-
-    Raises
-    ------
-    LogError
-        If a branch is not in the log, or no row has a partner.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> log = pd.DataFrame({
-    ...     "branch": ["n"] * 4 + ["s"] * 2, "parent": [None] * 4 + ["n"] * 2,
-    ...     "step": [1, 2, 3, 4, 3, 4], "tokens": [10, 20, 30, 40, 30, 40],
-    ...     "loss": [5.0, 4.0, 3.0, 2.0, 6.0, 4.0]})
-    >>> spike_gap(log, "s", "n", smooth=1)[["step", "gap", "setback_tokens"]]
-       step  gap  setback_tokens
-    0     3  3.0              20
-    1     4  2.0              20
-    """
-    _check(loss, column)
-    there = [str(name) for name in pd.unique(loss["branch"])]
-    for name in (branch, to):
-        if name not in there:
-            raise LogError(f"no branch {name!r} in the log; it has {there}")
-    mine, own = _with_history(loss, branch)
-    other, _ = _with_history(loss, to)
-    frames = []
-    for rows in (mine, other):
-        tokens = rows["tokens"] if "tokens" in rows else pd.Series(pd.NA, rows.index)
-        frame = pd.DataFrame({"step": rows["step"], "tokens": tokens}).astype("Int64")
-        frame["value"] = rows[column].astype("float64")
-        frame["smooth"] = median_to_the_edge(frame["value"].to_numpy(), smooth)
-        frames.append(frame.reset_index(drop=True))
-    left, right = frames[0].iloc[own:], frames[1]
-    clock = "step" if left["tokens"].isna().all() and right["tokens"].isna().all() else "tokens"
-    right = right[right[clock].notna()]
-    partner = right[[clock, "value"]].rename(columns={"value": "reference"})
-    both = left[left[clock].notna()].merge(partner, on=clock, how="inner")
-    if both.empty:
-        ends = ((branch, left[clock]), (to, right[clock]))
-        spans = "; ".join(f"{name!r} has {said.min()} … {said.max()}" for name, said in ends)
-        raise LogError(f"no {clock} is in both branches: {spans}")
-    both["gap"] = both["value"] - both["reference"]
-    # the lowest so far only falls: where it first is as low is found by bisection
-    lowest = right["smooth"].cummin().to_numpy(dtype=np.float64)
-    at = np.searchsorted(-lowest, -both["smooth"].to_numpy(dtype=np.float64))
-    reached = pd.Series((at < len(right)) & both["smooth"].notna().to_numpy())
-    for name in ("step", "tokens"):
-        then = right[name].iloc[np.minimum(at, len(right) - 1)].reset_index(drop=True)
-        setback = {"step": "setback_steps", "tokens": "setback_tokens"}[name]
-        both[setback] = (both[name] - then).where(reached)
-    return both[["step", "tokens", "value", "reference", "gap", "setback_steps", "setback_tokens"]]

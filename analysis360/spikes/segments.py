@@ -1,6 +1,6 @@
 """The robust spike detector on plain arrays: where events begin and end.
 
-`analysis360.spikes` says what the rules are and makes the table; this module holds the arithmetic.
+`analysis360.spikes.find` says what the rules are and makes the table; the arithmetic is here.
 """
 
 from __future__ import annotations
