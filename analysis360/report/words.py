@@ -78,9 +78,10 @@ def definition(statistic: str) -> str:
 
 def rule(spikes: pd.DataFrame | None = None) -> str:
     """Define a spike, with the settings of `find_spikes` that are in force."""
-    from analysis360.spikes import find_spikes
+    from analysis360.spikes import find_spikes, spike_presets
 
     s = {n: p.default for n, p in inspect.signature(find_spikes).parameters.items()}
+    s["threshold"] = spike_presets().set_index("preset").loc["robust", "threshold"]
     counts = {} if spikes is None else spikes.attrs.get("spikes", {})
     windows = sorted({c["window"] for c in counts.values() if "window" in c})
     if windows:

@@ -1,6 +1,6 @@
 """The robust spike detector on plain arrays: where events begin and end.
 
-`analysis360.spikes` says what the rules are and makes the table; this module holds the arithmetic.
+`analysis360.spikes.find` says what the rules are and makes the table; the arithmetic is here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "Rule",
     "Series",
     "fast_events",
+    "flagged_events",
     "median_to_the_edge",
     "rule_for",
     "running_median",
@@ -27,7 +28,7 @@ __all__ = [
 MAD_TO_SIGMA = 1.4826
 """Median absolute deviation to standard deviation, for a Gaussian: 1 / Phi^-1(3/4)."""
 
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Event:
     baseline: float
     sigma: float
     censored: bool
+    below: bool = False
 
 
 def rule_for(
@@ -217,4 +219,19 @@ def fast_events(
     for onset, end in zip(edges[::2], edges[1::2], strict=True):
         level = float(centre[onset]), float(spread[onset])
         found.append(Event("fast", int(onset), int(end), *level, bool(end == len(high))))
+    return found
+
+
+def flagged_events(
+    flagged: np.ndarray, centre: np.ndarray, spread: np.ndarray, smooth: int, value: Any = None
+) -> list[Event]:
+    """Unbroken runs of flagged samples; sustained if the running median would be moved by them."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flagged, [False]]).astype(np.int8)))
+    found = []
+    for onset, end in zip(edges[::2], edges[1::2], strict=True):
+        channel = "sustained" if end - onset > smooth // 2 else "fast"
+        level = float(centre[onset]), float(spread[onset])
+        below = value is not None and bool(value[onset] < centre[onset])
+        cut = bool(end == len(flagged))
+        found.append(Event(channel, int(onset), int(end), *level, cut, below))
     return found

@@ -14,7 +14,7 @@ from analysis360.errors import LogError
 from analysis360.logs import read_loss
 from analysis360.spikes import find_spikes, spike_gap, spike_score
 
-LOGS = Path(__file__).parents[1] / "../shared/logs"
+LOGS = Path(__file__).parents[2] / "../shared/logs"
 real = pytest.mark.skipif(not LOGS.is_dir(), reason="the published logs are not beside the project")
 
 

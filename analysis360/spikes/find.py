@@ -1,26 +1,31 @@
-"""Loss spikes: found, cut into onset, peak, end and recovery, and held against another branch.
-
-A LOSS frame (`analysis360.read_loss`) goes in, one row per spike comes out.
-"""
+"""Loss spikes found and cut into onset, peak, end and recovery: one row each."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
-from analysis360.errors import LogError
-from analysis360.segments import (
+from analysis360.spikes.classes import Outcome, classify
+from analysis360.spikes.history import check_loss, with_history
+from analysis360.spikes.presets import preset_levels, preset_of
+from analysis360.spikes.segments import (
     Event,
     Rule,
     Series,
     fast_events,
-    median_to_the_edge,
+    flagged_events,
     rule_for,
     running_median,
     sustained_events,
 )
+from analysis360.spikes.stated import (
+    stated_events,
+    stated_level,
+    stated_residual,
+    stated_status,
+)
 
-__all__ = ["find_spikes", "spike_gap", "spike_score"]
+__all__ = ["find_spikes"]
 
 _MARKS = ("onset", "peak", "end", "recovery")
 _COLUMNS = {
@@ -28,15 +33,18 @@ _COLUMNS = {
     **{f"{mark}_tokens": "Int64" for mark in _MARKS},
     **dict.fromkeys(("baseline", "sigma", "peak_loss", "height", "z"), "float64"),
     "excess_area": "float64", "residual": "float64", "censored": "bool", "points": "Int64",
+    "class": "str", "class_reason": "str", "preset": "str", "status": "str",
 }  # fmt: skip
 
 
 def find_spikes(
     loss: pd.DataFrame,
     *,
-    column: str = "loss",
+    column: str | None = None,
+    preset: str = "robust",
+    baseline: float | str | None = None,
     window: int | None = None,
-    threshold: float = 6.0,
+    threshold: float | None = None,
     floor: float = 0.05,
     smooth: int = 5,
     minimum: int | None = None,
@@ -47,14 +55,23 @@ def find_spikes(
     ----------
     loss : DataFrame
         LOSS frame, as from `analysis360.read_loss`.
-    column : str
-        Column to search; its unit is called nat below.
+    column : str, optional
+        Column to search; its unit is called nat below. By default that of the preset: ``"loss"``,
+        or ``"grad_norm"`` for ZClip.
+    preset : str
+        Rule by name, see `spike_presets`; `floor`, `smooth` and `minimum` are of ``"robust"`` only.
+    baseline : float or str, optional
+        A stated baseline instead of a moving one, for an excerpt too short to have any: a number
+        in nat; ``"fit"`` for ``a + b log(step)``, fitted to the whole branch by Theil and Sen's
+        median of slopes (which up to 29 % of elevated samples do not move far); or the name of
+        another branch, whose values are interpolated in steps.
     window : int, optional
         Samples of the baseline, those before the sample that is judged. By default 128, that of
         OLMo-core's stability monitor; where a branch has fewer than 512 samples, with its history,
-        a quarter of them, but at least 16.
-    threshold : float
-        Robust standard deviations above the baseline at which an event starts (OLMo-core: 6).
+        a quarter of them, but at least 16. Of another preset: its own.
+    threshold : float, optional
+        Robust standard deviations above the baseline at which an event starts. By default 6
+        (OLMo-core's), or that of the preset.
     floor : float
         Least excess, as a fraction of the baseline, so that a very quiet log is not over-read.
     smooth : int
@@ -79,7 +96,11 @@ def find_spikes(
         - ``residual``: nat that the loss lies above the extrapolated baseline after the event;
           NaN for fast events, and where too few samples follow;
         - ``censored``: the log ends before the event does, so `end` and `recovery` are missing;
-        - ``points``: samples from the onset to before the end.
+        - ``points``: samples from the onset to before the end;
+        - ``class``: ``"neutral"``, ``"benign"``, ``"malignant"``, ``"catastrophic"``, or empty
+          where the rules below cannot tell; ``class_reason``: the rule that gave it, with numbers;
+        - ``preset``; ``status``: ``"ok"``, or what the event rests on (a stated baseline, and
+          whether the branch is too short to detect in).
 
         ``.attrs["spikes"]`` counts per branch: ``judged`` samples, ``unjudged`` ones (no baseline
         yet), ``nonfinite`` ones (ignored), the ``window`` used, and ``inherited`` events that were
@@ -118,6 +139,25 @@ def find_spikes(
     real logs this read 0.03 nat (root mean square), so less is no finding. Where there is another
     branch, `spike_gap` says more.
 
+    *Classes* (of losses, in nats and steps; the names are Bai et al.'s, the rules are stated here):
+    neutral is a fast event that is over in the log. A sustained one is benign if it lasts less than
+    100 steps (K2's distinction) and its residual is at most 0.06 nat (twice the 0.03 above);
+    malignant if it lasts longer, leaves more, or is cut off by the end of the log; catastrophic if
+    it is cut off after at least 1,000 steps, with the median of its last quarter over half of its
+    height above the baseline. A class says nothing of the gap to another branch: see
+    `summarize_gap`.
+
+    *Presets* but the robust one flag single samples; an event is an unbroken run of these, and its
+    baseline and sigma are the rule's own at its onset. Of a rule for both sides an event may
+    lie below, with a negative height.
+
+    *Stated baseline.* Samples are high above ``b + max(threshold * s, floor * |b|)``, where s is
+    1.4826 times the median absolute deviation of the branch from its baseline if it has enough
+    samples to judge (four times the least baseline), else unknown and left out. An event
+    ends at the first sample at or below half of that excess; high samples at most ``smooth // 2``
+    apart are one event, and it is sustained if it has more than that. The residual is the median
+    excess over the stated baseline after the event (NaN for fewer than 2 samples).
+
     *Branches.* A branch is judged with its parent's rows before its first step (and theirs) as
     history, so a spike right after a fork is found. Events count in the branch where they begin.
 
@@ -132,20 +172,44 @@ def find_spikes(
          channel  onset  end  points  censored
     0  sustained    200  210      10     False
     """
-    _check(loss, column)
+    rule_of = preset_of(preset)
+    column = rule_of.column if column is None else column
+    check_loss(loss, column)
+    above = rule_of.threshold if threshold is None else threshold
     rows: list[dict[str, object]] = []
     counts: dict[str, dict[str, int]] = {}
-    for branch in pd.unique(loss["branch"]):
-        series, nonfinite = _series(loss, str(branch), column, smooth)
-        rule = rule_for(len(series.value), window, threshold, floor, smooth, minimum)
-        events, baseline = sustained_events(series, rule)
-        events += fast_events(series, rule, baseline, events)
+    for branch in map(str, pd.unique(loss["branch"])):
+        series, nonfinite = branch_series(loss, branch, column, smooth)
+        size = len(series.value)
+        if preset == "robust":
+            rule = rule_for(size, window, above, floor, smooth, minimum)
+        else:
+            wide = rule_of.window if window is None else window
+            rule = rule_for(size, wide, above, 0.0, smooth, None)
+        level = None if baseline is None else stated_level(loss, branch, column, series, baseline)
+        if level is not None:
+            events, center = stated_events(series, rule, level)
+        elif preset == "robust":
+            events, (center, spread) = sustained_events(series, rule)
+            events += fast_events(series, rule, (center, spread), events)
+        else:
+            flagged, center, spread = preset_levels(series.value, rule_of, rule.window, above)
+            events = flagged_events(flagged, center, spread, smooth, series.value)
+        status = "ok" if level is None else stated_status(baseline, size, rule)
         mine = sorted((e for e in events if e.onset >= series.own), key=lambda e: e.onset)
-        rows += [{"branch": branch, **_describe(e, series, rule, events)} for e in mine]
-        judged = int(np.isfinite(baseline[0][series.own :]).sum())
-        counts[str(branch)] = {
+        for event in mine:
+            row = _describe(event, series, rule, events, level)
+            if preset != "robust" and level is None:
+                row["residual"] = np.nan
+            kind, reason = _class(event, series, row, column)
+            rows.append(
+                {"branch": branch, **row, "class": kind, "class_reason": reason}
+                | {"preset": preset, "status": status}
+            )
+        judged = int(np.isfinite(center[series.own :]).sum())
+        counts[branch] = {
             "judged": judged,
-            "unjudged": len(series.value) - series.own - judged,
+            "unjudged": size - series.own - judged,
             "nonfinite": nonfinite,
             "window": rule.window,
             "inherited": sum(e.onset < series.own < e.end for e in events),
@@ -155,43 +219,26 @@ def find_spikes(
     return frame
 
 
-def _check(loss: pd.DataFrame, column: str) -> None:
-    missing = [name for name in ("branch", "step", column) if name not in loss.columns]
-    if missing:
-        has = list(loss.columns)
-        raise LogError(f"not a LOSS frame: columns {missing} are missing; it has {has}")
-    if not pd.api.types.is_numeric_dtype(loss[column]):
-        raise LogError(f"column {column!r} is not numeric but {loss[column].dtype}")
-    if loss["step"].isna().any():
-        raise LogError(f"{int(loss['step'].isna().sum())} rows have no step")
-    twice = loss.duplicated(["branch", "step"])
-    if twice.any():
-        first = loss.loc[twice, ["branch", "step"]].iloc[0].to_dict()
-        raise LogError(
-            f"{int(twice.sum())} rows repeat a step, the first is {first}; read_loss sorts that out"
+def _class(event: Event, series: Series, row: dict[str, object], column: str) -> tuple[str, str]:
+    if "loss" not in column:
+        return "", "classes are of losses"
+    over = min(event.end, len(series.step) - 1)
+    inside = series.value[event.onset : event.end]
+    return classify(
+        Outcome(
+            fast=event.channel == "fast",
+            censored=event.censored,
+            steps=int(series.step[over] - series.step[event.onset]),
+            height=float(str(row["height"])),
+            residual=float(str(row["residual"])),
+            late=float(np.median(inside[-max(len(inside) // 4, 1) :])) - event.baseline,
         )
+    )
 
 
-def _with_history(loss: pd.DataFrame, branch: str) -> tuple[pd.DataFrame, int]:
-    """Rows of `branch` after those of its ancestors, by step; and how many are the ancestors'."""
-    groups = {str(name): rows.sort_values("step") for name, rows in loss.groupby("branch")}
-    parts, seen = [groups[branch]], {branch}
-    first, rows = parts[0]["step"].iloc[0], parts[0]
-    while "parent" in loss.columns:
-        parent = rows["parent"].iloc[0]
-        if not isinstance(parent, str) or parent in seen or parent not in groups:
-            break
-        seen.add(parent)
-        rows = groups[parent]
-        before = rows[rows["step"] < first]  # none, if the parent itself forked later
-        if len(before):
-            parts.insert(0, before)
-            first = before["step"].iloc[0]
-    return pd.concat(parts), sum(len(part) for part in parts[:-1])
-
-
-def _series(loss: pd.DataFrame, branch: str, column: str, smooth: int) -> tuple[Series, int]:
-    rows, own = _with_history(loss, branch)
+def branch_series(loss: pd.DataFrame, branch: str, column: str, smooth: int) -> tuple[Series, int]:
+    """Finite samples of a branch after those of its ancestors; how many of its own are not."""
+    rows, own = with_history(loss, branch)
     value = rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
     fine = np.isfinite(value)
     rows, value = rows[fine], value[fine]
@@ -206,10 +253,16 @@ def _series(loss: pd.DataFrame, branch: str, column: str, smooth: int) -> tuple[
     return series, int((~fine[own:]).sum())
 
 
-def _describe(event: Event, series: Series, rule: Rule, events: list[Event]) -> dict[str, object]:
+def _describe(
+    event: Event, series: Series, rule: Rule, events: list[Event], level: np.ndarray | None
+) -> dict[str, object]:
     value, size = series.value, len(series.value)
-    peak = event.onset + int(np.argmax(value[event.onset : event.end]))
-    height = float(value[peak]) - event.baseline
+    distance = value[event.onset : event.end] - (
+        event.baseline if level is None else level[event.onset : event.end]
+    )
+    # a rule that looks to both sides finds events below, too
+    peak = event.onset + int(np.argmax(distance if distance.max() > 0 else -distance))
+    height = float(distance[peak - event.onset])
     marks: dict[str, int | None] = {
         "onset": event.onset,
         "peak": peak,
@@ -224,13 +277,14 @@ def _describe(event: Event, series: Series, rule: Rule, events: list[Event]) -> 
     # each sample stands for the steps up to the next one; the last of a log for as many as before
     width = np.diff(series.step, append=2 * series.step[-1] - series.step[-2])
     inside = slice(event.onset, event.end)
-    excess = np.maximum(value[inside] - event.baseline, 0.0)
+    excess = np.maximum(distance, 0.0)
     return {
         "channel": event.channel, **steps, **tokens,
         "baseline": event.baseline, "sigma": event.sigma, "peak_loss": float(value[peak]),
         "height": height, "z": height / event.sigma if event.sigma > 0 else np.nan,
         "excess_area": float((excess * width[inside]).sum()),
-        "residual": _residual(event, series, rule, events),
+        "residual": _residual(event, series, rule, events) if level is None
+        else stated_residual(event, series, level),
         "censored": event.censored, "points": min(event.end, size) - event.onset,
     }  # fmt: skip
 
@@ -239,7 +293,8 @@ def _recovery(event: Event, series: Series, events: list[Event]) -> int | None:
     """First sample from the end on that is at the baseline, before the next sustained event."""
     later = [e.onset for e in events if e.channel == "sustained" and e.onset >= event.end]
     line = series.value if event.channel == "fast" else series.smooth
-    there = np.flatnonzero(line[event.end : min(later, default=len(line))] <= event.baseline)
+    line = line[event.end : min(later, default=len(line))]
+    there = np.flatnonzero(line >= event.baseline if event.below else line <= event.baseline)
     return event.end + int(there[0]) if len(there) else None
 
 
@@ -264,136 +319,3 @@ def _residual(event: Event, series: Series, rule: Rule, events: list[Event]) -> 
     slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
     expected = np.median(y - slope * x) + slope * np.log(clock[after])
     return float(np.median(series.value[after] - expected))
-
-
-def spike_score(
-    values: pd.Series | np.ndarray,
-    *,
-    window: int = 1000,
-    threshold: float = 7.0,
-    ddof: int = 0,
-) -> float:
-    """Percentage of values far from the rolling mean: the spike score of OLMo 2.
-
-    Parameters
-    ----------
-    values : array_like, shape (n,)
-        Loss or gradient norm, one per sample; values that are not finite are left out.
-    window : int
-        Values before the one that is judged, which is not among them. The first `window` values
-        are not judged, but count in the total.
-    threshold : float
-        Standard deviations, to either side.
-    ddof : int
-        0 divides the variance by `window`, 1 by ``window - 1``; the source does not say.
-
-    Returns
-    -------
-    float
-        From 0 to 100; NaN for fewer than ``window + 1`` values.
-
-    Notes
-    -----
-    "Percentage of values in a time series that are at least seven standard deviations away from a
-    rolling average of the last 1,000 values" (OLMo 2, arXiv 2501.00656, section 3.2). A spike
-    inflates the standard deviation that it is held against, so long spikes score low; use
-    `find_spikes` to find them. The score depends on how densely a log was sampled.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> values = np.sin(np.arange(200.0))
-    >>> values[150] = 9
-    >>> spike_score(values, window=100)
-    0.5
-    """
-    series = np.asarray(values, dtype=np.float64)
-    series = series[np.isfinite(series)]
-    if len(series) <= window:
-        return float("nan")
-    before = pd.Series(series).shift(1).rolling(window)
-    distance = np.abs(series - before.mean().to_numpy())
-    far = (distance >= threshold * before.std(ddof=ddof).to_numpy()) & (distance > 0)
-    return 100.0 * float(far.sum()) / len(series)
-
-
-def spike_gap(
-    loss: pd.DataFrame, branch: str, to: str, *, column: str = "loss", smooth: int = 5
-) -> pd.DataFrame:
-    """Gap of a branch to another at matched tokens, and its setback.
-
-    Parameters
-    ----------
-    loss : DataFrame
-        LOSS frame with both branches.
-    branch, to : str
-        The branch that spiked, and the reference.
-    column : str
-        Column to compare.
-    smooth : int
-        Samples of the centred running median from which the setback is taken; 1 for none. The
-        first time that a noisy reference is as low would otherwise be too early. The gap is not
-        smoothed.
-
-    Returns
-    -------
-    DataFrame
-        One row per step of `branch` that has a partner in `to` (or in its history): ``step``,
-        ``tokens``, ``value``, ``reference``, ``gap`` = value - reference (nat), ``setback_steps``,
-        ``setback_tokens``: how much earlier the reference was first at or below this value,
-        ``t - inf{t' : reference(t') <= value(t)}``. Negative where the branch is ahead; missing
-        where the reference never gets that low. A setback needs values that are comparable over
-        time: a held-out loss, or one on shuffled data, not one that follows the batch at hand.
-        Partners have equal tokens (equal steps if tokens
-        are missing for both).
-
-    Raises
-    ------
-    LogError
-        If a branch is not in the log, or no row has a partner.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> log = pd.DataFrame({
-    ...     "branch": ["n"] * 4 + ["s"] * 2, "parent": [None] * 4 + ["n"] * 2,
-    ...     "step": [1, 2, 3, 4, 3, 4], "tokens": [10, 20, 30, 40, 30, 40],
-    ...     "loss": [5.0, 4.0, 3.0, 2.0, 6.0, 4.0]})
-    >>> spike_gap(log, "s", "n", smooth=1)[["step", "gap", "setback_tokens"]]
-       step  gap  setback_tokens
-    0     3  3.0              20
-    1     4  2.0              20
-    """
-    _check(loss, column)
-    there = [str(name) for name in pd.unique(loss["branch"])]
-    for name in (branch, to):
-        if name not in there:
-            raise LogError(f"no branch {name!r} in the log; it has {there}")
-    mine, own = _with_history(loss, branch)
-    other, _ = _with_history(loss, to)
-    frames = []
-    for rows in (mine, other):
-        tokens = rows["tokens"] if "tokens" in rows else pd.Series(pd.NA, rows.index)
-        frame = pd.DataFrame({"step": rows["step"], "tokens": tokens}).astype("Int64")
-        frame["value"] = rows[column].astype("float64")
-        frame["smooth"] = median_to_the_edge(frame["value"].to_numpy(), smooth)
-        frames.append(frame.reset_index(drop=True))
-    left, right = frames[0].iloc[own:], frames[1]
-    clock = "step" if left["tokens"].isna().all() and right["tokens"].isna().all() else "tokens"
-    right = right[right[clock].notna()]
-    partner = right[[clock, "value"]].rename(columns={"value": "reference"})
-    both = left[left[clock].notna()].merge(partner, on=clock, how="inner")
-    if both.empty:
-        ends = ((branch, left[clock]), (to, right[clock]))
-        spans = "; ".join(f"{name!r} has {said.min()} … {said.max()}" for name, said in ends)
-        raise LogError(f"no {clock} is in both branches: {spans}")
-    both["gap"] = both["value"] - both["reference"]
-    # the lowest so far only falls: where it first is as low is found by bisection
-    lowest = right["smooth"].cummin().to_numpy(dtype=np.float64)
-    at = np.searchsorted(-lowest, -both["smooth"].to_numpy(dtype=np.float64))
-    reached = pd.Series((at < len(right)) & both["smooth"].notna().to_numpy())
-    for name in ("step", "tokens"):
-        then = right[name].iloc[np.minimum(at, len(right) - 1)].reset_index(drop=True)
-        setback = {"step": "setback_steps", "tokens": "setback_tokens"}[name]
-        both[setback] = (both[name] - then).where(reached)
-    return both[["step", "tokens", "value", "reference", "gap", "setback_steps", "setback_tokens"]]
