@@ -37,6 +37,7 @@ if _TYPE_CHECKING:
     from analysis360.invariants import check_invariants as check_invariants
     from analysis360.listing import list_statistics as list_statistics
     from analysis360.live import measure as measure
+    from analysis360.logs import list_restarts as list_restarts
     from analysis360.logs import read_loss as read_loss
     from analysis360.merge import merge_runs as merge_runs
     from analysis360.merge import same_files as same_files
@@ -65,7 +66,8 @@ _HOME = {
     "disclosures": "catalog", "list_statistics": "listing",
     "Plan": "engine", "plan": "engine", "measure": "live",
     "load_table": "results", "read_provenance": "results",
-    "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
+    "read_loss": "logs", "list_restarts": "logs",
+    "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
     "spike_presets": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
     "branch_divergence": "divergence", "growth_exponent": "divergence",

@@ -13,7 +13,7 @@ PACKAGE = Path(a360.__file__).parent
 # What each part may import from. Anything not listed is not allowed.
 WAIST = {"errors", "core", "recipe", "registry", "table", "tensors", "_version"}
 TABLE_ARM = {
-    "logfiles", "logs", "spikes", "branches", "benchmarks", "divergence", "profiles",
+    "logs", "spikes", "branches", "benchmarks", "divergence", "profiles",
     "invariants", "tokens",
 }  # fmt: skip
 MAY = {

@@ -15,7 +15,7 @@ from analysis360.core import Checkpoint, Fork, Run
 from analysis360.errors import LogError
 from analysis360.logs import SYNONYMS, read_loss
 
-LOGS = Path(__file__).parents[1] / "../shared/logs"
+LOGS = Path(__file__).parents[2] / "../shared/logs"
 real = pytest.mark.skipif(not LOGS.is_dir(), reason="the published logs are not beside the project")
 
 
@@ -40,7 +40,10 @@ def test_csv_has_the_contract_columns_and_dtypes(tmp_path: Path) -> None:
         tmp_path, "a.csv", "step,tokens,loss,grad_norm,lr,chunk\n1,8,5.5,1,0.1,x\n2,16,5,2,0.1,y\n"
     )
     frame = read_loss(path)
-    assert list(frame) == ["branch", "parent", "step", "tokens", "loss", "grad_norm", "lr", "chunk"]
+    assert list(frame) == [
+        "branch", "parent", "step", "tokens", "loss", "grad_norm", "lr", "chunk",
+        "samples", "segment", "overwritten_by", "tokens_from", "samples_from",
+    ]  # fmt: skip
     assert frame["step"].dtype == frame["tokens"].dtype == "Int64"
     assert frame["loss"].tolist() == [5.5, 5.0] and frame["chunk"].tolist() == ["x", "y"]
     assert frame["branch"].tolist() == ["main", "main"] and frame["parent"].isna().all()
@@ -152,7 +155,7 @@ def test_restart_keeps_the_overwritten_rows_as_a_branch() -> None:
     assert cut["step"].tolist() == [3, 4] and cut["loss"].tolist() == [8, 9]
     assert set(cut["parent"]) == {"main"}
     assert frame.attrs["log"] == {
-        "dropped_rows": 0, "restarts": 1, "overwritten_rows": 2, "nan_loss": 0,
+        "dropped_rows": 0, "restarts": 1, "overwritten_rows": 2, "nan_loss": 0, "truncated_rows": 0,
     }  # fmt: skip
 
 
@@ -224,7 +227,7 @@ def test_nan_loss_in_json_is_kept(tmp_path: Path) -> None:
         ("a.csv", "step,accuracy\n1,3\n", r"a.csv: no column for the loss; it has \['step', 'acc"),
         ("a.csv", "epoch,loss\n1,3\n", "a.csv: no column for the step"),
         ("a.csv", "step,loss\n1,3\n2,3,4,5\n", "a.csv: not a table.* line 3"),
-        ("a.jsonl", '{"step": 1, "loss": 2}\n{"step": 2, "lo', "a.jsonl: line 2 is not JSON"),
+        ("a.jsonl", '{"step": 1, "loss": 2}\n{"step": 2, "lo\n', "a.jsonl: line 2 is not JSON"),
         ("a.jsonl", '{"step": 1, "loss": 2}\n[3]\n', "a.jsonl: line 2 is .*3.*, not names"),
         ("a.json", '[{"step": 1, "loss": "x"}]', "a.json: entry 0: loss is 'x', no number"),
         ("trainer_state.json", '{"log_history": []}', "trainer_state.json: the log is empty"),
