@@ -26,6 +26,7 @@ if _TYPE_CHECKING:
     from analysis360.branches import compare_branches as compare_branches
     from analysis360.branches import growth_exponent as growth_exponent
     from analysis360.branches import rank_layers as rank_layers
+    from analysis360.branches import score_branches as score_branches
     from analysis360.branches import shares as shares
     from analysis360.catalog import disclosures as disclosures
     from analysis360.core import Checkpoint as Checkpoint
@@ -66,6 +67,7 @@ _HOME = {
     "load_table": "results", "read_provenance": "results",
     "read_loss": "logs", "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
+    "score_branches": "branches",
     "branch_divergence": "branches", "growth_exponent": "branches",
     "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
