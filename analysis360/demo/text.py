@@ -153,13 +153,15 @@ class Corpus:
     fingerprint: str
 
 
-def load_corpus(config: DemoConfig) -> Corpus:
+def load_corpus(config: DemoConfig, *, chunks: int | None = None) -> Corpus:
     """Read the texts a configuration needs.
 
     Parameters
     ----------
     config : DemoConfig
         Names the odd text and says how much is needed.
+    chunks : int, optional
+        Highest number of a chunk; one more than `config.total_chunks` by default.
 
     Returns
     -------
@@ -181,7 +183,7 @@ def load_corpus(config: DemoConfig) -> Corpus:
     ordinary = np.concatenate(parts) if parts else np.empty(0, np.uint16)
     odd = np.frombuffer(ODD[config.odd](train), np.uint8).astype(np.uint16)
     windows = config.batch * config.chunk_steps
-    need = windows * (config.total_chunks + 1) * config.context
+    need = windows * (chunks or config.total_chunks + 1) * config.context
     if len(ordinary) < need or len(odd) < windows * config.context:
         raise RuntimeError(
             f"the demo trains on the standard library's sources, but {_stdlib()} holds only "

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
+from analysis360.demo.catalogue import catalogue
 from analysis360.demo.config import BRANCHES, DEMO, DemoConfig
-from analysis360.demo.files import load_checkpoint, make_optimizer, save_checkpoint, write_folder
-from analysis360.demo.measures import Measures
-from analysis360.demo.model import Llama
+from analysis360.demo.loop import Course, claim, replace, train_course
 from analysis360.demo.outcome import demo_outcome
-from analysis360.demo.text import Corpus, batch_windows, load_corpus
+from analysis360.demo.text import load_corpus
 
 __all__ = ["train_demo"]
-
-_COLUMNS = {
-    "train": "branch,step,tokens,loss,grad_norm,lr,chunk",
-    "heldout": "branch,step,tokens,loss,stderr,n",
-}
 
 
 def train_demo(
@@ -67,254 +54,32 @@ def train_demo(
     """
     root = Path(folder)
     corpus = load_corpus(config)
-    _claim(root, config, seed, corpus)
+    claim(root, config, seed, corpus)
     if (root / "outcome.json").exists():
         return root
-    _replace(root / "analysis360.toml", _catalogue(config))
-    threads = torch.get_num_threads()
+    replace(
+        root / "analysis360.toml",
+        catalogue(
+            config,
+            [branch for branch in BRANCHES if branch != "normal"],
+            _events(config),
+            title="analysis360 demo: a byte-level Llama that meets an odd chunk",
+        ),
+    )
     steps = config.total_steps + 2 * (config.total_steps - config.fork_step)
     bar = tqdm(total=steps, unit="step", desc="demo run", disable=not progress)
-    # One thread a branch: the numbers then do not depend on how many cores there are.
-    torch.set_num_threads(1)
-    try:
-        run = _Run(root, config, seed, corpus, bar)
-        run.resume()
-        run.train("normal", config.trunk_chunks)
-        with ThreadPoolExecutor(
-            len(BRANCHES), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
-            jobs = [pool.submit(run.train, name, config.total_chunks) for name in BRANCHES]
-            try:
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                run.stop.set()
-                raise
-    finally:
-        bar.close()
-        torch.set_num_threads(threads)
-    _replace(root / "outcome.json", json.dumps(demo_outcome(root), indent=2) + "\n")
+    course = Course({branch: config.schedule(branch) for branch in BRANCHES})
+    train_course(root, config, seed, corpus, course, bar)
+    replace(root / "outcome.json", json.dumps(demo_outcome(root), indent=2) + "\n")
     return root
 
 
-class _Run:
-    """What the branches of a run share."""
-
-    def __init__(
-        self, root: Path, config: DemoConfig, seed: int, corpus: Corpus, bar: tqdm[Any]
-    ) -> None:
-        self.root = root
-        self.config = config
-        self.seed = seed
-        self.corpus = corpus
-        self.bar = bar
-        self.measures = Measures(corpus, config)
-        self.logs = _Logs(root / "logs")
-        self.lock = threading.Lock()
-        self.stop = threading.Event()
-
-    def resume(self) -> None:
-        """Drop what is logged after the last chunk-end checkpoint of each branch."""
-        for branch in BRANCHES:
-            done = self.done(branch)
-            self.logs.cut(branch, done * self.config.chunk_steps)
-            self.bar.update((done - self.first(branch)) * self.config.chunk_steps)
-
-    def first(self, branch: str) -> int:
-        return 0 if branch == "normal" else self.config.trunk_chunks
-
-    def done(self, branch: str) -> int:
-        """Return the number of the last chunk-end checkpoint of a branch, or of its start."""
-        numbers = range(self.first(branch) + 1, self.config.total_chunks + 1)
-        there = (number for number in numbers if self.folder(branch, number).is_dir())
-        return max(there, default=self.first(branch))
-
-    def train(self, branch: str, last: int) -> None:
-        """Train a branch from its last chunk-end checkpoint to the end of chunk `last`."""
-        config = self.config
-        done = self.done(branch)
-        if done >= last:
-            return
-        source = self.folder("normal" if done == self.first(branch) else branch, done)
-        if source.is_dir():
-            model, optimizer = load_checkpoint(source, config)
-        else:
-            model = Llama(config, self.seed)
-            optimizer = make_optimizer(model, config)
-            self.logs.cut(branch, -1)
-            self.heldout(branch, 0, model)
-            self.checkpoint(branch, 0, model, optimizer)
-        for place in range(done, last):
-            chunk = config.schedule(branch)[place]
-            windows = torch.from_numpy(batch_windows(self.corpus, config, self.seed, chunk))
-            for offset in range(config.chunk_steps):
-                if self.stop.is_set():
-                    return
-                step = place * config.chunk_steps + offset + 1
-                self.step(branch, step, chunk, windows[offset], model, optimizer)
-                if step % config.heldout_every == 0:
-                    self.heldout(branch, step, model)
-                if step % config.chunk_steps == 0 or step - config.fork_step in config.dense:
-                    self.checkpoint(branch, step, model, optimizer)
-
-    def step(
-        self,
-        branch: str,
-        step: int,
-        chunk: int,
-        windows: torch.Tensor,
-        model: Llama,
-        optimizer: torch.optim.AdamW,
-    ) -> None:
-        """Take one training step and log it."""
-        config = self.config
-        lr = config.lr(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        logits = model(windows[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        value, size = loss.item(), norm.item()
-        if value != value or size != size:
-            raise RuntimeError(
-                f"the loss of branch {branch!r} is not finite at step {step}: on this machine "
-                "the learning rate is past the edge of divergence; lower DemoConfig.peak_lr"
-            )
-        tokens = step * config.tokens_per_step
-        self.logs.add("train", branch, step, f"{tokens},{value!r},{size!r},{lr!r},{chunk}")
-        with self.lock:
-            self.bar.update()
-
-    def folder(self, branch: str, number: int) -> Path:
-        return self.root / "checkpoints" / f"{branch}_ckpt_{number:03d}"
-
-    def heldout(self, branch: str, step: int, model: Llama) -> None:
-        loss, stderr, n = self.measures.heldout(model)
-        tokens = step * self.config.tokens_per_step
-        self.logs.add("heldout", branch, step, f"{tokens},{loss!r},{stderr!r},{n}")
-
-    def checkpoint(
-        self, branch: str, step: int, model: Llama, optimizer: torch.optim.AdamW
-    ) -> None:
-        """Write a checkpoint, after all that is logged up to it."""
-        number, rest = divmod(step, self.config.chunk_steps)
-        target = self.folder(branch, number)
-        if rest:
-            target = target.with_name(f"{branch}_step_{step:06d}")
-        result = self.measures.benchmarks(model, target.name)
-
-        def write(folder: Path) -> None:
-            text = json.dumps(result, indent=2) + "\n"
-            (folder / "results_demo.json").write_text(text, encoding="utf-8")
-
-        write_folder(self.root / "benchmarks" / target.name, write)
-        self.logs.flush()
-        save_checkpoint(target, model, optimizer, self.config)
-
-
-class _Logs:
-    """Rows of ``train.csv`` and ``heldout.csv``, kept in memory and written whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._rows: dict[str, dict[str, list[tuple[int, str]]]] = {}
-        for kind in _COLUMNS:
-            rows = self._rows[kind] = {branch: [] for branch in BRANCHES}
-            path = folder / f"{kind}.csv"
-            if path.exists():
-                for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-                    branch, step, rest = line.split(",", 2)
-                    rows[branch].append((int(step), rest))
-
-    def add(self, kind: str, branch: str, step: int, rest: str) -> None:
-        with self._lock:
-            self._rows[kind][branch].append((step, rest))
-
-    def cut(self, branch: str, step: int) -> None:
-        """Drop the rows of a branch after a step."""
-        with self._lock:
-            for rows in self._rows.values():
-                rows[branch] = [row for row in rows[branch] if row[0] <= step]
-
-    def flush(self) -> None:
-        with self._lock:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for kind, header in _COLUMNS.items():
-                lines = [header]
-                for branch, rows in self._rows[kind].items():
-                    lines += [f"{branch},{step},{rest}" for step, rest in rows]
-                _replace(self._folder / f"{kind}.csv", "\n".join(lines) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _claim(root: Path, config: DemoConfig, seed: int, corpus: Corpus) -> None:
-    """Write down what the folder holds, or check it against what it should."""
-    path = root / "demo.json"
-    mine = {"seed": seed, "text": corpus.fingerprint, "config": asdict(config)}
-    mine = json.loads(json.dumps(mine))
-    if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [key for key in mine if theirs.get(key) != mine[key]]
-        if wrong:
-            raise ValueError(
-                f"{root} holds a demo run with another {' and '.join(wrong)}; "
-                "choose another folder, or delete this one"
-            )
-    elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} is not empty and holds no demo run; choose another folder")
-    else:
-        root.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(mine, indent=2) + "\n")
-
-
-def _catalogue(config: DemoConfig) -> str:
-    """Return the text of ``analysis360.toml``."""
+def _events(config: DemoConfig) -> list[tuple[str, int, str]]:
     back = (config.return_chunk - 1) * config.chunk_steps + 1
     first = config.fork_step + 1
-    events = [
+    return [
         ("spike", first, "odd chunk begins"),
         ("spike", first + config.chunk_steps, "odd chunk ends"),
         ("normal", back, "postponed odd chunk begins"),
         ("placebo", back, "postponed ordinary chunk begins"),
     ]
-    lines = [
-        'name = "demo"',
-        'title = "analysis360 demo: a byte-level Llama that meets an odd chunk"',
-        'family = "llama"',
-        "",
-        "[checkpoints]",
-        'folder = "checkpoints"',
-        r"pattern = '(?P<branch>[a-z0-9]+)_(?:ckpt_(?P<number>\d+)|step_(?P<step>\d+))'",
-        f"steps_per_number = {config.chunk_steps}",
-        f"tokens_per_step = {config.tokens_per_step}",
-        "",
-        "[adam]",
-        f"beta1 = {config.beta1}",
-        f"beta2 = {config.beta2}",
-        f"eps = {config.eps}",
-        f"weight_decay = {config.weight_decay}",
-        f"clip = {config.clip}",
-        "",
-        "[learning_rate]",
-        f"peak = {config.peak_lr}",
-        f"final = {config.final_lr}",
-        f"warmup = {config.warmup}",
-        f"total = {config.total_steps}",
-    ]
-    for branch in ("spike", "placebo"):
-        lines += ["", "[[forks]]", f'branch = "{branch}"', 'parent = "normal"']
-        lines += [f"number = {config.trunk_chunks}"]
-    lines += ["", "[sources]", 'loss = ["logs/train.csv"]', 'heldout = ["logs/heldout.csv"]']
-    lines += ['benchmarks = ["benchmarks"]']
-    for branch, step, label in events:
-        lines += ["", "[[events]]", f'branch = "{branch}"', f"step = {step}", f'label = "{label}"']
-    return "\n".join(lines) + "\n"

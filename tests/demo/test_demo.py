@@ -17,7 +17,13 @@ pytest.importorskip("safetensors")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from analysis360.demo import DEMO, TINY, demo_outcome, train_demo  # noqa: E402
+from analysis360.demo import (  # noqa: E402
+    DEMO,
+    TINY,
+    demo_outcome,
+    loop,  # noqa: E402
+    train_demo,
+)
 from analysis360.demo import train as training  # noqa: E402
 from analysis360.demo.files import load_checkpoint, make_optimizer  # noqa: E402
 from analysis360.demo.model import Llama  # noqa: E402
@@ -164,9 +170,9 @@ def test_resumed_run_is_the_same(
 ) -> None:
     whole = _files(run)
     steps = cuts = 0
-    original = training._Run.step
+    original = loop._Run.step
 
-    def cut(self: training._Run, *args: object) -> None:
+    def cut(self: loop._Run, *args: object) -> None:
         nonlocal steps, cuts
         branch, step = args[:2]
         # Before the first chunk end, in the trunk, and in a branch.
@@ -176,7 +182,7 @@ def test_resumed_run_is_the_same(
         steps += 1
         original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training._Run, "step", cut)
+    monkeypatch.setattr(loop._Run, "step", cut)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             train_demo(tmp_path / "run", TINY, progress=False)
