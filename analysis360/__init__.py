@@ -22,16 +22,17 @@ from analysis360._version import __version__
 if _TYPE_CHECKING:
     from analysis360.benchmarks import join_benchmarks as join_benchmarks
     from analysis360.benchmarks import read_benchmarks as read_benchmarks
+    from analysis360.branches import branch_divergence as branch_divergence
     from analysis360.branches import compare_branches as compare_branches
+    from analysis360.branches import growth_exponent as growth_exponent
     from analysis360.branches import rank_layers as rank_layers
+    from analysis360.branches import score_branches as score_branches
     from analysis360.branches import shares as shares
     from analysis360.catalog import disclosures as disclosures
     from analysis360.core import Checkpoint as Checkpoint
     from analysis360.core import Label as Label
     from analysis360.core import Run as Run
     from analysis360.core import TensorInfo as TensorInfo
-    from analysis360.divergence import branch_divergence as branch_divergence
-    from analysis360.divergence import growth_exponent as growth_exponent
     from analysis360.engine import Plan as Plan
     from analysis360.engine import plan as plan
     from analysis360.invariants import check_invariants as check_invariants
@@ -70,7 +71,8 @@ _HOME = {
     "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
     "spike_presets": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
-    "branch_divergence": "divergence", "growth_exponent": "divergence",
+    "score_branches": "branches",
+    "branch_divergence": "branches", "growth_exponent": "branches",
     "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
     "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",

@@ -46,7 +46,7 @@ TOPICS = {
     "Adam: the second moment": ("preconditioner",),
     "Adam: directions": ("directions",),
     "Checks": ("checks",),
-    "Tables of a whole run": ("branches", "divergence", "profiles", "invariants", "tokens"),
+    "Tables of a whole run": ("branches", "profiles", "invariants", "tokens"),
 }
 """Heading to modules, in the order of the table; others follow under their own name."""
 

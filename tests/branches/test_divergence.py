@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis360.divergence import branch_divergence, growth_exponent
+from analysis360.branches import branch_divergence, growth_exponent
 from analysis360.errors import TableError
 from analysis360.recipe import LearningRate
 from analysis360.table import KEY

@@ -1,0 +1,369 @@
+"""How unusual a branch is among undisturbed branches of the same ancestor.
+
+A *placebo* is a branch that left the same checkpoint and had nothing done to it but another order
+of data. How far placebos come apart, in each tensor and statistic and as time goes on, is what a
+difference has to be held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import special
+from scipy import stats as scipy_stats
+
+from analysis360.branches.compare import MATCHED, check_names, compare_branches
+from analysis360.errors import TableError
+
+__all__ = ["Z_OF", "score_branches"]
+
+Values = npt.NDArray[np.float64]
+
+Z_OF = "z of "
+"""What the columns with the scores of the placebos begin with."""
+
+CALIBRATED, DESCRIPTIVE = "calibrated", "descriptive"
+NO_SCATTER = "equal in all branches"
+AT_FORK = "not after the fork"
+
+_TENSOR = ["name", "layer", "module", "param", "expert", "head"]
+_ROW = [*_TENSOR, "state", "against"]
+_CHECKPOINT = ["number", "step", "tokens"]
+_SERIES = ["run", *_ROW, "statistic"]
+_COLUMNS = [
+    "run", *_ROW, *_CHECKPOINT, "tokens_since", "phase", "statistic", "value", "reference",
+    "effect", "effect_kind", "scatter", "z", "placebos", "label", "status", "branch", "to",
+]  # fmt: skip
+
+_SAME = 1e-9
+"""Differences below this, in log2 or relative to the largest value, are rounding."""
+
+_BORROWED = 2.0
+"""Degrees of freedom that the scatter in a module's other tensors counts for."""
+
+_FEWEST = 3
+"""Tensors of a module from which a scatter is borrowed or, without placebos, taken."""
+
+
+def score_branches(
+    table: pd.DataFrame,
+    branch: str,
+    to: str = "normal",
+    *,
+    placebos: Sequence[str] | None = None,
+    statistics: Sequence[str] | None = None,
+    spikes: pd.DataFrame | None = None,
+    onset: int | None = None,
+) -> pd.DataFrame:
+    r"""Score how far a branch is from undisturbed ones, against how far these are from each other.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Measured table of all these branches, whole or aggregated.
+    branch, to : str
+        The branch, and the undisturbed one that effects are taken against.
+    placebos : sequence of str, optional
+        Further undisturbed branches of the same ancestor. Without any, scores are descriptive.
+    statistics : sequence of str, optional
+        Which statistics; by default all of the table. Choose them before you look: each one more
+        raises what the largest score is by chance.
+    spikes : DataFrame, optional
+        SPIKES frame. The onset is that of the first sustained event of `branch` after the fork,
+        or of its first event where none was sustained.
+    onset : int, optional
+        Step of the onset, instead.
+
+    Returns
+    -------
+    DataFrame
+        SCORES frame, long: one row per row of `branch` in the table and statistic: ``run``, the
+        tensor (``name, layer, module, param, expert, head``), ``state, against``, the checkpoint
+        (``number, step, tokens``), ``tokens_since`` the fork, and
+
+        - ``phase``: ``"before"`` the onset; ``"onset"``, the first checkpoint at or after it, so
+          that what it shows came before or after the onset, nobody can tell; ``"after"``; empty
+          without an onset;
+        - ``statistic``, ``value``, ``reference`` (of `to`); ``effect`` of ``effect_kind``
+          ``"log2"`` = log2(value / reference) where the statistic of this tensor is positive
+          in all branches at all checkpoints, else ``"difference"``;
+        - ``scatter``: standard deviation of the effect between `to` and the placebos (see Notes);
+          ``z``; ``placebos``, how many were there;
+        - ``label``: ``"calibrated"``, or ``"descriptive"`` without placebos; ``status``;
+        - ``branch``, ``to``, and for each placebo ``"z of <name>"``, its own score when it takes
+          the place of `branch`.
+
+    Raises
+    ------
+    TableError
+        As `compare_branches`; also if a placebo is `branch` or `to`, or named twice.
+
+    Notes
+    -----
+    *z.* Each of `branch` and the placebos is held against all the others and `to`, m = n + 1 of
+    them: :math:`t=(e-\bar e)/(s\sqrt{1+1/m})`, the prediction of one more value from m (textbook),
+    turned into the normal value of the same tail probability under Student's t. Several statistics
+    have heavy tails or are bounded, so z is a common scale and not a p-value: how large it is by
+    chance is read off the placebos by `first_departure`. When a placebo is scored, `branch` is one
+    of the others. So all n + 1 are treated alike, and if `branch` is but one more placebo, each is
+    the largest with probability 1/(n + 1), whatever their distribution (exchangeability).
+
+    *Scatter.* Variance between the m at each checkpoint; ratios borrow from tensors of the same
+    module (their mean counts as 2 more degrees of freedom, if there are 3 or more); then made
+    non-decreasing in tokens since the fork by isotonic regression, as branches drift apart. `z` is
+    infinite where all the others are equal and this one differs; NaN where all are equal, and at
+    or before the fork. `scatter` is that for `branch`.
+
+    *Without placebos* z is the effect's distance from the median over tensors of that module and
+    checkpoint, over 1.4826 times their median absolute deviation: which tensors stand out among
+    their like. It says nothing about what an undisturbed branch would do; ``scatter`` is NaN.
+
+    A placebo whose fork, as `compare_branches` finds it, is another one is left out.
+
+    Examples
+    --------
+    >>> import analysis360 as a360
+    >>> values = {"s": 9.0, "n": 4.0, "p1": 4.2, "p2": 3.9, "p3": 4.1}
+    >>> table = pd.DataFrame([{"run": "r", "branch": b, "number": k, "step": k, "tokens": k,
+    ...     "name": "w", "layer": 0, "module": "mlp.up", "param": "weight", "expert": None,
+    ...     "head": None, "state": "weight", "against": "", "l2_norm": v if k else 3.0}
+    ...     for b, v in values.items() for k in (0, 1)])
+    >>> scores = a360.score_branches(table, "s", "n", placebos=["p1", "p2", "p3"])
+    >>> scores[["step", "effect", "scatter", "z", "label"]].round(3)
+       step  effect  scatter      z       label
+    0     0    0.00      NaN    NaN  calibrated
+    1     1    1.17    0.046  3.726  calibrated
+    """
+    named = list(placebos or ())
+    if len({*named, branch, to}) < len(named) + 2:
+        raise TableError(f"placebos {named} repeat each other, branch {branch!r} or to {to!r}")
+    for name in named:
+        check_names(table, name, to)
+    apart = compare_branches(table, branch, to, statistics=statistics)
+    apart = apart[[*_SERIES, *_CHECKPOINT, "tokens_since", "value", "reference", "status"]]
+    apart, held = _with_placebos(apart, table, named, to, statistics)
+    pieces = []
+    for run, rows in apart.groupby("run", sort=False):
+        rows = _effects(rows.reset_index(drop=True), held)
+        there = [name for name in held if rows[f"value of {name}"].notna().any()]
+        rows = _calibrated(rows, there) if there else _descriptive(rows)
+        start = _onset(spikes, branch, str(run), rows) if onset is None else onset
+        rows["phase"] = _phase(rows["step"], start)
+        rows["placebos"] = rows[[f"value of {name}" for name in there]].notna().sum(axis=1)
+        pieces.append(rows)
+    out = pd.concat(pieces, ignore_index=True).assign(branch=branch, to=to)
+    text = dict.fromkeys(("phase", "label", "status", "effect_kind", "branch", "to"), "str")
+    return out.reindex(columns=[*_COLUMNS, *(Z_OF + n for n in named)]).astype(
+        text | {"placebos": "Int64"}
+    )
+
+
+def _with_placebos(
+    apart: pd.DataFrame,
+    table: pd.DataFrame,
+    named: Sequence[str],
+    to: str,
+    statistics: Sequence[str] | None,
+) -> tuple[pd.DataFrame, list[str]]:
+    """Values of the placebos beside those of the branch, where their fork is the same."""
+    clock = "tokens" if apart["tokens"].notna().all() else "step"
+    held = []
+    for name in named:
+        try:
+            other = compare_branches(table, name, to, statistics=statistics)
+        except TableError:  # it has no checkpoint of `to`'s
+            continue
+        other = other[[*_SERIES, clock, "tokens_since", "value"]].dropna(subset=[clock])
+        other = other.rename(columns={"value": f"value of {name}", "tokens_since": "its"})
+        apart = apart.merge(other, on=[*_SERIES, clock], how="left")
+        elsewhere = apart["its"].ne(apart["tokens_since"]).fillna(False)
+        apart = apart.drop(columns="its")
+        apart.loc[elsewhere, f"value of {name}"] = np.nan
+        held.append(name)
+    return apart, held
+
+
+def _effects(rows: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
+    """Effects of the branch and the placebos against `to`, in one unit for each series."""
+    columns = ["value", "reference", *(f"value of {name}" for name in held)]
+    values = rows[columns].to_numpy(dtype=np.float64)
+    keys = [rows[column] for column in _SERIES]
+    positive = pd.Series(((values > 0) | np.isnan(values)).all(axis=1), rows.index)
+    log = positive.groupby(keys, dropna=False).transform("all").to_numpy(dtype=bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.log2(values) - np.log2(values[:, [1]])
+        effects = np.where(log[:, None], ratios, values - values[:, [1]])
+    finite = np.where(np.isfinite(values), np.abs(values), 0.0)
+    rounding = _SAME * np.where(log, 1.0, finite.max(axis=1, initial=0.0))
+    effects[np.abs(effects) <= rounding[:, None]] = 0.0
+    rows = rows.assign(
+        effect=effects[:, 0], effect_kind=np.where(log, "log2", "difference"), rounding=rounding
+    )
+    for i, name in enumerate(held, start=2):
+        rows[f"effect of {name}"] = effects[:, i]
+    return rows
+
+
+def _calibrated(rows: pd.DataFrame, there: Sequence[str]) -> pd.DataFrame:
+    """Scores of the branch and of each placebo among the others and `to`."""
+    mine = [rows["effect"], *(rows[f"effect of {name}"] for name in there)]
+    effects = np.stack([np.zeros(len(rows)), *(e.to_numpy(dtype=np.float64) for e in mine)], axis=1)
+    effects[~np.isfinite(effects[:, 1]), 0] = np.nan
+    after = ~rows["tokens_since"].eq(0).fillna(False).to_numpy(dtype=bool)
+    known = rows["tokens_since"].notna().any()
+    after &= ~(known & rows["tokens_since"].isna().to_numpy(dtype=bool))
+    effects[~after] = np.nan
+    grid = _Grid(rows)
+    rounding = rows["rounding"].to_numpy(dtype=np.float64)
+    scores, scatters = [], []
+    for i in range(1, effects.shape[1]):
+        z, scatter = _score(effects[:, i], np.delete(effects, i, axis=1), rounding, grid)
+        scores.append(z)
+        scatters.append(scatter)
+    rows = rows.assign(z=scores[0], scatter=scatters[0], label=CALIBRATED)
+    for name, z in zip(there, scores[1:]):
+        rows[Z_OF + name] = z
+    said = np.where(rows["z"].isna(), NO_SCATTER, MATCHED)
+    said = np.where(np.isnan(effects[:, 1:]).any(axis=1), "not in every placebo", said)
+    said = np.where(after, said, AT_FORK)
+    rows["status"] = rows["status"].where(rows["status"].ne(MATCHED), said)
+    return rows
+
+
+class _Grid:
+    """Series by checkpoints of one run, and which tensors belong to one module."""
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        clock = "tokens" if rows["tokens"].notna().all() else "step"
+        self.line = rows.groupby(_SERIES, dropna=False, sort=False).ngroup().to_numpy()
+        self.point = rows.groupby(clock, dropna=False, sort=True).ngroup().to_numpy()
+        like = ["module", "param", "state", "against", "statistic", "effect_kind", clock]
+        self.module = rows.groupby(like, dropna=False, sort=False).ngroup()
+        self.ratio = rows["effect_kind"].eq("log2").to_numpy(dtype=bool)
+
+    def grown(self, variance: Values, weight: Values) -> Values:
+        """Variances made non-decreasing along each series."""
+        shape = (self.line.max() + 1, self.point.max() + 1)
+        square, weights = np.full(shape, np.nan), np.zeros(shape)
+        square[self.line, self.point] = variance
+        weights[self.line, self.point] = np.where(np.isnan(variance), 0.0, weight)
+        return non_decreasing(square, weights)[self.line, self.point]
+
+
+def _score(mine: Values, others: Values, rounding: Values, grid: _Grid) -> tuple[Values, Values]:
+    """Score of one branch among others, and the scatter of these."""
+    count = np.isfinite(others).sum(axis=1).astype(np.float64)
+    whole = np.where(np.isfinite(others), others, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = whole.sum(axis=1) / count
+        around = np.where(np.isfinite(others), others - mean[:, None], 0.0)
+        variance = np.where(count > 1, (around**2).sum(axis=1) / (count - 1), np.nan)
+        variance[variance <= rounding**2] = 0.0
+        freedom = count - 1
+        borrowed = pd.Series(variance).groupby(grid.module).transform("mean").to_numpy()
+        enough = pd.Series(variance).groupby(grid.module).transform("count").to_numpy() >= _FEWEST
+        extra = np.where(enough & grid.ratio, _BORROWED, 0.0)
+        variance = (extra * borrowed + freedom * variance) / (extra + freedom)
+        variance = grid.grown(variance, freedom + extra)
+        off = mine - mean
+        off[np.abs(off) <= rounding] = 0.0
+        t = off / np.sqrt(variance * (1 + 1 / count))
+    return normal_score(t, freedom + extra), np.sqrt(variance)
+
+
+def non_decreasing(values: Values, weights: Values) -> Values:
+    """Weighted isotonic regression of each row; entries of weight 0 are ignored.
+
+    Notes
+    -----
+    By its min-max form (Robertson, Wright and Dykstra 1988, theorem 1.4.4): at i, the largest over
+    a ≤ i of the smallest over b ≥ i of the mean from a to b.
+
+    Examples
+    --------
+    >>> non_decreasing(np.array([[1.0, 3.0, 2.0, 5.0]]), np.ones((1, 4))).tolist()
+    [[1.0, 2.5, 2.5, 5.0]]
+    """
+    rows, points = values.shape
+    out = np.full(values.shape, np.nan)
+    block = max(1, 2_000_000 // max(points * points, 1))
+    for start in range(0, rows, block):
+        part = slice(start, start + block)
+        w = weights[part]
+        total = np.cumsum(np.pad(np.where(w > 0, values[part] * w, 0.0), ((0, 0), (1, 0))), axis=1)
+        weight = np.cumsum(np.pad(w, ((0, 0), (1, 0))), axis=1)
+        high = np.full(w.shape, -np.inf)
+        for a in range(points):
+            with np.errstate(invalid="ignore", divide="ignore"):
+                mean = (total[:, a + 1 :] - total[:, [a]]) / (weight[:, a + 1 :] - weight[:, [a]])
+            mean[np.isnan(mean)] = np.inf  # nothing there yet
+            low = np.minimum.accumulate(mean[:, ::-1], axis=1)[:, ::-1]
+            high[:, a:] = np.maximum(high[:, a:], np.where(np.isfinite(low), low, -np.inf))
+        out[part] = np.where(w > 0, high, np.nan)
+    return out
+
+
+def normal_score(t: Values, freedom: Values) -> Values:
+    """Normal value with the tail probability of `t` under Student's t; far out by its leading term.
+
+    Examples
+    --------
+    >>> normal_score(np.array([0.0, 12.706, 1e9]), np.array([1.0, 1.0, 30.0])).round(2).tolist()
+    [0.0, 1.96, 33.73]
+    """
+    size, nu = np.abs(t), np.where(freedom > 0, freedom, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        tail = scipy_stats.t.sf(size, nu)
+        # the incomplete beta function I_x(nu/2, 1/2) for small x, halved
+        log = np.log(0.5) - np.log(nu / 2) - special.betaln(nu / 2, 0.5)
+        log = log + nu / 2 * (np.log(nu) - np.log(nu + size**2))
+        log = np.where(tail > 1e-280, np.log(tail), log)
+        z = np.where(np.isinf(size), np.inf, -special.ndtri_exp(log))
+    return np.where(np.isnan(size) | np.isnan(nu), np.nan, np.sign(t) * z) + 0.0
+
+
+def _descriptive(rows: pd.DataFrame) -> pd.DataFrame:
+    """Scores among the tensors of a module at one checkpoint: what stands out from its like."""
+    like = ["module", "param", "state", "against", "statistic", "effect_kind", *_CHECKPOINT]
+    effect = rows["effect"].where(np.isfinite(rows["effect"]))
+    keys = [rows[column] for column in like]
+
+    def of(values: pd.Series, how: str) -> pd.Series:
+        return values.groupby(keys, dropna=False).transform(how)
+
+    off = effect - of(effect, "median")
+    scale = 1.4826 * of(off.abs(), "median")
+    enough = of(effect, "count") >= _FEWEST
+    z = (off / scale).where(enough & (scale > rows["rounding"]))
+    said = np.where(z.notna(), MATCHED, f"fewer than {_FEWEST} tensors of this module, or equal")
+    status = rows["status"].where(rows["status"].ne(MATCHED), said)
+    return rows.assign(z=z, scatter=np.nan, label=DESCRIPTIVE, status=status)
+
+
+def _onset(spikes: pd.DataFrame | None, branch: str, run: str, rows: pd.DataFrame) -> int | None:
+    """Step of the first sustained event of the branch after the fork, else of its first event."""
+    if spikes is None or spikes.empty:
+        return None
+    mine = spikes[spikes["branch"].eq(branch)]
+    if "run" in mine:
+        mine = mine[mine["run"].eq(run)]
+    forks = rows.loc[rows["tokens_since"].eq(0).fillna(False), "step"].dropna()
+    if len(forks):
+        mine = mine[mine["onset"] > forks.iloc[0]]
+    if "channel" in mine and mine["channel"].eq("sustained").any():
+        mine = mine[mine["channel"].eq("sustained")]
+    return int(mine["onset"].min()) if len(mine) else None
+
+
+def _phase(step: pd.Series, onset: int | None) -> Sequence[str]:
+    """Where each checkpoint lies: before the onset, the first at or after it, or later."""
+    if onset is None:
+        return [""] * len(step)
+    at = step.to_numpy(dtype=np.float64, na_value=np.nan)
+    later = at[at >= onset]
+    first = later.min() if len(later) else np.inf
+    phase = np.select([np.isnan(at), at < onset, at == first], ["", "before", "onset"], "after")
+    return [str(word) for word in phase]
