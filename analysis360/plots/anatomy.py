@@ -16,7 +16,15 @@ from matplotlib.lines import Line2D
 from analysis360.errors import TableError
 from analysis360.plots.panels import GUIDE, SIZES, laid_out, legend, numbers, place, sized
 from analysis360.plots.style import (
-    DENSE, OKABE_ITO, Drawing, Scale, branch_colours, clock, log_ticks, need_columns, short,
+    DENSE,
+    OKABE_ITO,
+    Drawing,
+    Scale,
+    branch_colours,
+    clock,
+    log_ticks,
+    need_columns,
+    short,
     styled,
 )  # fmt: skip
 from analysis360.recipe import Adam

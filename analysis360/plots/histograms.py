@@ -16,7 +16,14 @@ from matplotlib.lines import Line2D
 
 from analysis360.errors import TableError
 from analysis360.plots.panels import (
-    GUIDE, branches_of, colours_of, laid_out, legend, one_shape, sized, steps_of,
+    GUIDE,
+    branches_of,
+    colours_of,
+    laid_out,
+    legend,
+    one_shape,
+    sized,
+    steps_of,
 )  # fmt: skip
 from analysis360.plots.style import OKABE_ITO, need_columns, short, styled
 from analysis360.recipe import Adam
@@ -113,7 +120,7 @@ def plot_moment_histograms(
         there = list(dict.fromkeys(vectors["vector"]))
         raise TableError(
             f"{TITLE}: no row is a histogram of the moments, there are {there}; measure "
-            f"{' and '.join(MEASURE.values())}, then load_table(path, kind=\"vectors\")"
+            f'{" and ".join(MEASURE.values())}, then load_table(path, kind="vectors")'
         )
     names = branches_of(rows, branches, TITLE)
     chosen = steps_of(rows, names, steps, TITLE)

@@ -15,7 +15,15 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis360.errors import TableError
 from analysis360.plots.panels import (
-    GUIDE, branches_of, colours_of, laid_out, legend, numbers, one_shape, sized, steps_of,
+    GUIDE,
+    branches_of,
+    colours_of,
+    laid_out,
+    legend,
+    numbers,
+    one_shape,
+    sized,
+    steps_of,
 )  # fmt: skip
 from analysis360.plots.style import Scale, clock, log_ticks, need_columns, styled
 
@@ -221,5 +229,3 @@ def _dress(
             shown = [t for t in ax.get_xticks() if 0 <= t <= last]
             there = last + max(1.0, 0.06 * last)
             ax.set_xticks([*shown, there], [*(f"{t:g}" for t in shown), "other"])
-
-

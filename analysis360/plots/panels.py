@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ import pandas as pd
 from matplotlib import rc_context, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from analysis360.errors import TableError
 from analysis360.plots.style import OKABE_ITO, Drawing, Scale, branch_colours, legend_above, owner
@@ -104,12 +107,14 @@ def legend(
     """Put the legend above a figure of one's own, or above the first axes that were given."""
     figure = owner(first)
     if ax is None:
-        drawn = [line for axes in figure.axes for line in axes.lines]
+        kinds = ("lines", "patches", "collections")
+        drawn = [one for axes in figure.axes for kind in kinds for one in getattr(axes, kind)]
         _enlarge([*drawn, *handles], SIZES[size][1])
     labels = [str(handle.get_label()) for handle in handles]
-    columns = 3 if size == "slide" else 2 if size == "column" else 4
-    if max((len(label) for label in labels), default=0) > 34:
-        columns = max(1, columns - 1)
+    room = {"column": 66, "page": 140, "slide": 125}[size]  # signs in a line, and 7 for a handle
+    plain = [re.sub(r"\$[^$]*\$", "formula", label) for label in labels]
+    longest = max((len(label) for label in plain), default=0) + 7
+    columns = min(max(1, room // longest), 5)
     if ax is None and handles:
         figure.legend(
             list(handles), labels, loc="outside upper left", ncols=columns, columnspacing=1.2
@@ -121,10 +126,14 @@ def legend(
 
 def _enlarge(drawn: Sequence[Artist], factor: float) -> None:
     """Lines as much wider as the type is larger."""
-    for line in drawn:
-        if isinstance(line, Line2D) and factor != 1:
-            line.set_linewidth(line.get_linewidth() * factor)
-            line.set_markersize(line.get_markersize() * factor)
+    for one in drawn if factor != 1 else ():
+        if isinstance(one, Line2D):
+            one.set_markersize(one.get_markersize() * factor)
+            one.set_markeredgewidth(one.get_markeredgewidth() * factor)
+        if isinstance(one, Line2D | Patch):
+            one.set_linewidth(one.get_linewidth() * factor)
+        elif isinstance(one, Collection):
+            one.set_linewidth(list(factor * np.atleast_1d(one.get_linewidth())))
 
 
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
@@ -181,7 +190,9 @@ def steps_of(
         there = [int(step) for step in counts.index]
         raise TableError(f"{title}: no checkpoint at the steps {absent}; there are {there}")
     if not 1 <= len(steps) <= len(DASHES):
-        raise TableError(f"{title}: {len(steps)} steps were asked for; 1 to {len(DASHES)} are drawn")
+        raise TableError(
+            f"{title}: {len(steps)} steps were asked for; 1 to {len(DASHES)} are drawn"
+        )
     return steps
 
 
