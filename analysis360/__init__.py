@@ -42,11 +42,16 @@ if _TYPE_CHECKING:
     from analysis360.logs import read_loss as read_loss
     from analysis360.merge import merge_runs as merge_runs
     from analysis360.merge import same_files as same_files
+    from analysis360.plots import plot_anatomy as plot_anatomy
     from analysis360.plots import plot_benchmarks as plot_benchmarks
     from analysis360.plots import plot_divergence as plot_divergence
     from analysis360.plots import plot_layers as plot_layers
     from analysis360.plots import plot_loss as plot_loss
+    from analysis360.plots import plot_moment_histograms as plot_moment_histograms
     from analysis360.plots import plot_moments as plot_moments
+    from analysis360.plots import plot_noise as plot_noise
+    from analysis360.plots import plot_spectra as plot_spectra
+    from analysis360.plots import plot_tokens as plot_tokens
     from analysis360.profiles import depth_profile as depth_profile
     from analysis360.report import write_report as write_report
     from analysis360.results import load_table as load_table
@@ -77,6 +82,8 @@ _HOME = {
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
     "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",
     "plot_moments": "plots", "plot_benchmarks": "plots",
+    "plot_anatomy": "plots", "plot_moment_histograms": "plots", "plot_noise": "plots",
+    "plot_spectra": "plots", "plot_tokens": "plots",
     "write_report": "report",
 }  # fmt: skip
 

@@ -6,21 +6,31 @@ thing added for the eye, a rolling median over a raw loss, is named in the legen
 
 from __future__ import annotations
 
+from analysis360.plots.anatomy import plot_anatomy
 from analysis360.plots.benchmarks import plot_benchmarks
 from analysis360.plots.divergence import plot_divergence
+from analysis360.plots.histograms import plot_moment_histograms
 from analysis360.plots.layers import plot_layers
 from analysis360.plots.loss import plot_loss
 from analysis360.plots.moments import plot_moments
+from analysis360.plots.noise import plot_noise
+from analysis360.plots.spectra import plot_spectra
 from analysis360.plots.style import Drawing, branch_colours, save_svg, style
+from analysis360.plots.tokens import plot_tokens
 
 __all__ = [
     "Drawing",
     "branch_colours",
+    "plot_anatomy",
     "plot_benchmarks",
     "plot_divergence",
     "plot_layers",
     "plot_loss",
+    "plot_moment_histograms",
     "plot_moments",
+    "plot_noise",
+    "plot_spectra",
+    "plot_tokens",
     "save_svg",
     "style",
 ]

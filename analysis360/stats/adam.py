@@ -156,7 +156,7 @@ def moment_guard(exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor) -> torch.Tenso
     code="S3", source="Kingma & Ba 2015, algorithm 1 (the update)",
     null="0.226 for steady independent Gaussian gradients at β = (0.9, 0.95), 0.218 for Student's "
     "t with 3 degrees, 0.132 if 2 % of them are not zero, 0.076 if 0.5 %; simulated",
-    undefined="before the first step; step or a hyper-parameter not known", figure="plot_moments",
+    undefined="before the first step; step or a hyper-parameter not known", figure="plot_moments, plot_anatomy",
 )  # fmt: skip
 def update_rms(u_sq: float, adam_count: float) -> float:
     r"""Root mean square of the update, :math:`\sqrt{\overline{u^2}}`.
@@ -190,7 +190,7 @@ def update_max(u_max: float) -> float:
     null="adam_snr_null, for zero-mean noise of any distribution (closed form, of the ratio of "
     "expectations)",
     undefined="second moments all zero; before the first step; step or betas not known",
-    figure="plot_moments",
+    figure="plot_moments, plot_noise",
 )  # fmt: skip
 def adam_snr(m_sq: float, v_sum: float) -> float:
     r"""Pooled ratio of the moments, :math:`\rho=\sum\hat m^2/\sum\hat v`.
@@ -207,7 +207,7 @@ def adam_snr(m_sq: float, v_sum: float) -> float:
     degree=0, invariant=("sign", "permutation", "transpose"), low=0,
     code="S4", source="derived",
     null="0.0526 for β1 = 0.9 after many steps; closed form",
-    undefined="before the first step; step or betas not known", figure="plot_moments",
+    undefined="before the first step; step or betas not known", figure="plot_moments, plot_noise",
 )  # fmt: skip
 def adam_snr_null(step: float, beta1: float, beta2: float, adam_count: float) -> float:
     r"""What `adam_snr` is for independent zero-mean gradients after `step` steps.
@@ -245,7 +245,7 @@ def gradient_snr(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     code="S4", source="McCandlish et al. 2018 (arXiv 1812.06162), the simple noise scale; from the "
     "moments: derived",
     null="undefined half of the time under pure noise; σ²/μ² for a steady drift, closed form",
-    undefined="ρ ≤ c_t, ρ ≥ 1, or adam_snr not defined", unit="batches", figure="plot_layers",
+    undefined="ρ ≤ c_t, ρ ≥ 1, or adam_snr not defined", unit="batches", figure="plot_layers, plot_noise",
 )  # fmt: skip
 def noise_scale(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     r"""Simple noise scale in units of the run's batch, :math:`(1-\rho)/(\rho-c_t)`.
@@ -263,7 +263,7 @@ def noise_scale(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     degree=1, invariant=("sign", "permutation", "transpose"), low=0,
     code="S6", source="derived",
     null="none; at most the clip for all parameters together (closed form, conditions in the text)",
-    undefined="before the first step; step or betas not known", figure="plot_moments",
+    undefined="before the first step; step or betas not known", figure="plot_moments, plot_anatomy",
 )  # fmt: skip
 def grad_norm_ema(v_sum: float) -> float:
     r"""Moving root mean square of the gradient norm, :math:`\sqrt{\sum\hat v}`.

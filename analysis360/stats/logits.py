@@ -82,6 +82,7 @@ _UNDEFINED = (
     null="about ×900 above the size of a true logit at K2's initialisation (derived: 3.0e3 "
     "against 3.3)",
     undefined=_UNDEFINED,
+    figure="plot_spectra",
 )
 def qk_logit_bound(qk_bound: float) -> float:
     r"""Bound on the attention logits of a head, :math:`\frac{d}{\sqrt{d_h}}\sigma_1(A)\sigma_1(B)`.
@@ -109,6 +110,7 @@ def qk_logit_bound(qk_bound: float) -> float:
     null="d·RMS(W_Q)·RMS(W_K) for Gaussian weights and gain 1: 3.3 at K2's initialisation (closed "
     "form)",
     undefined=_UNDEFINED,
+    figure="plot_spectra",
 )
 def qk_logit_rms(qk_rms: float) -> float:
     r"""Root mean square of a head's logits for isotropic inputs, :math:`\|A^TB\|_F/\sqrt{d_h}`.

@@ -341,7 +341,7 @@ def effective_lr_max(root_v_min: float, lr: float, eps: float) -> float:
     null="0.228 for steady Gaussian noise of one size, β2 = 0.95, of which the bins make 0.238; "
     "simulated",
     undefined="the first percentile is zero; step or β2 not known", unit="decades",
-    figure="plot_layers",
+    figure="plot_layers, plot_moment_histograms",
 )  # fmt: skip
 def v_anisotropy(root_v_bins: Values) -> float:
     r"""Range of the preconditioner in decades, :math:`\log_{10}(p_{99}/p_1)` of :math:`\sqrt{\hat v}`.

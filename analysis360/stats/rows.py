@@ -44,6 +44,7 @@ def row_norm_min(row_square_sum: Values) -> float:
 @statistic(
     degree=1, invariant=_LAWS, low=0, code="S13", source="definition",
     null="none; as `row_norm_min`, without its single row", undefined=_NOT_MATRIX,
+    figure="plot_tokens",
 )  # fmt: skip
 def row_norm_p1(row_square_sum: Values) -> float:
     """Norm below which 1 % of the rows are, exactly."""
@@ -54,6 +55,7 @@ def row_norm_p1(row_square_sum: Values) -> float:
     degree=1, invariant=_LAWS, low=0, code="S13", source="definition",
     null="σ√d, less by 1/(4d) of it, for Gaussian rows of d elements (closed form)",
     undefined=_NOT_MATRIX,
+    figure="plot_tokens",
 )  # fmt: skip
 def row_norm_median(row_square_sum: Values) -> float:
     """Median of the norms of the rows, exactly."""
@@ -63,6 +65,7 @@ def row_norm_median(row_square_sum: Values) -> float:
 @statistic(
     degree=1, invariant=_LAWS, low=0, code="S13", source="definition",
     null="none", undefined=_NOT_MATRIX,
+    figure="plot_tokens",
 )  # fmt: skip
 def row_norm_p99(row_square_sum: Values) -> float:
     """Norm below which 99 % of the rows are, exactly."""
@@ -72,6 +75,7 @@ def row_norm_p99(row_square_sum: Values) -> float:
 @statistic(
     degree=1, invariant=_LAWS, low=0, code="S13", source="definition",
     null="none", undefined=_NOT_MATRIX,
+    figure="plot_tokens",
 )  # fmt: skip
 def row_norm_max(row_square_sum: Values) -> float:
     r"""Largest norm of a row, :math:`\max_i\|W_i\|`."""
@@ -132,6 +136,7 @@ def mean_row_share(row_square_sum: Values, column_sum: Values) -> float:
     degree=0, invariant=_LAWS, low=0, high=1, code="S13", source="derived (mechanism M7)",
     null="none; of a vocabulary, what a frequent token has. Read it against the normal branch",
     undefined="no second moment is positive, or one is negative or NaN",
+    figure="plot_tokens",
 )  # fmt: skip
 def v_row_top_share(row_v_sum: Values) -> float:
     r"""Share of the largest row in the second moment, :math:`\max_i\hat v_i/\sum_i\hat v_i`.
@@ -148,6 +153,7 @@ def v_row_top_share(row_v_sum: Values) -> float:
     degree=0, invariant=_LAWS, low=0, high=1, code="S13", source="derived (mechanism M7)",
     null="0 for a matrix whose every row has a gradient at each step (definition)",
     undefined="a second moment is negative or NaN",
+    figure="plot_tokens",
 )  # fmt: skip
 def v_row_unseen(row_v_sum: Values) -> float:
     r"""Fraction of rows that had no gradient lately.

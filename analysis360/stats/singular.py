@@ -96,6 +96,7 @@ def _law(values: Values, length: int) -> PowerLaw:
     null="(8/3π)·d^1.5·RMS for a large square Gaussian matrix (closed form, quarter-circle law)",
     undefined="tensors that are not matrices, or hold non-finite values",
     unit="as the tensor",
+    figure="plot_spectra",
 )
 def nuclear_norm(singular_values: Values) -> float:
     r"""Sum of the singular values, :math:`\sum_i\sigma_i`; 0 for a zero matrix."""
@@ -111,6 +112,7 @@ def nuclear_norm(singular_values: Values) -> float:
     null="0.805·d for a large square Gaussian matrix (quarter-circle law, integrated numerically); "
     "d for an orthogonal one (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
+    figure="plot_spectra",
 )
 def effective_rank(singular_values: Values) -> float:
     r"""Effective rank, :math:`\exp(-\sum_i p_i\ln p_i)` with :math:`p_i=\sigma_i/\sum\sigma`.
@@ -132,6 +134,7 @@ def effective_rank(singular_values: Values) -> float:
     source="derived",
     null="rows·columns/(rows + columns) for a large Gaussian matrix: d/2 if square (closed form)",
     undefined="zero matrices, tensors that are not matrices, non-finite values",
+    figure="plot_spectra",
 )
 def participation_ratio(singular_values: Values) -> float:
     r"""How many directions share the energy, :math:`(\sum\sigma^2)^2/\sum\sigma^4`.
@@ -159,6 +162,7 @@ _FEW = "fewer than 10 non-zero singular values, or all the same; otherwise as nu
     null="none for a Gaussian matrix, whose spectrum has no tail: what is fitted is its edge. "
     "WeightWatcher calls below 2 over-trained, above 6 under-trained (its code, no proof)",
     undefined=_FEW,
+    figure="plot_spectra",
 )
 def power_law_alpha(pl_alpha: float) -> float:
     r"""Exponent of the tail of the eigenvalues :math:`\lambda=\sigma^2`, as in WeightWatcher.
@@ -187,6 +191,7 @@ def power_law_alpha(pl_alpha: float) -> float:
     source="Clauset, Shalizi & Newman 2009, equation 3.2",
     null="none: it is an error",
     undefined=_FEW,
+    figure="plot_spectra",
 )
 def power_law_alpha_se(pl_alpha: float, pl_tail: float) -> float:
     r"""Standard error of `power_law_alpha`, :math:`(\alpha-1)/\sqrt{n_\mathrm{tail}}`.
@@ -208,6 +213,7 @@ def power_law_alpha_se(pl_alpha: float, pl_tail: float) -> float:
     null="none",
     undefined=_FEW,
     unit="the tensor's, squared",
+    figure="plot_spectra",
 )
 def power_law_xmin(pl_xmin: float) -> float:
     """Eigenvalue from which on the power law is fitted."""
@@ -223,6 +229,7 @@ def power_law_xmin(pl_xmin: float) -> float:
     source=_FIT,
     null="0.5/√n for n draws from a power law, 95th percentile 0.8/√n (simulated)",
     undefined=_FEW,
+    figure="plot_spectra",
 )
 def power_law_distance(pl_distance: float) -> float:
     """Kolmogorov–Smirnov distance between the tail and its power law: how badly it fits."""
@@ -237,6 +244,7 @@ def power_law_distance(pl_distance: float) -> float:
     source=_FIT,
     null="none",
     undefined=_FEW,
+    figure="plot_spectra",
 )
 def power_law_tail(pl_tail: float) -> float:
     """Number of eigenvalues in the fitted tail."""

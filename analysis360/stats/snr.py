@@ -73,6 +73,7 @@ def adam_snr_mean(snr_total: float, snr_count: float) -> float:
     null="falls as 1/√n: 0.072/√n for steady independent Gaussian gradients of one size at "
     "β = (0.9, 0.95), simulated",
     undefined="fewer than two coordinates; second moments all zero; step or betas not known",
+    figure="plot_noise",
 )  # fmt: skip
 def adam_snr_se(
     m_fourth: float, m_sq_v: float, v_square: float, m_sq: float, v_sum: float, adam_count: float
@@ -98,6 +99,7 @@ def adam_snr_se(
     null="undefined half of the time under pure noise, as noise_scale is",
     undefined="where noise_scale or adam_snr_se is",
     unit="batches",
+    figure="plot_noise",
 )  # fmt: skip
 def noise_scale_se(
     m_fourth: float, m_sq_v: float, v_square: float, m_sq: float, v_sum: float,

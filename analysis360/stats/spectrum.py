@@ -194,6 +194,7 @@ _NULL = "σ₁ = (√rows + √columns)·RMS for a large Gaussian matrix: 2√d�
     null=_NULL,
     undefined="tensors that are not matrices, or hold non-finite values",
     unit="as the tensor",
+    figure="plot_spectra",
 )
 def spectral_norm(sigma_max: float) -> float:
     r"""Largest singular value, :math:`\sigma_1(W)`.
@@ -220,6 +221,7 @@ def spectral_norm(sigma_max: float) -> float:
     null="none: it is a bound",
     undefined="as spectral_norm",
     unit="as the tensor",
+    figure="plot_spectra",
 )
 def spectral_norm_error(sigma_max_error: float) -> float:
     r"""Bound on the error of `spectral_norm`, certain where that is exact.
@@ -257,6 +259,7 @@ def spectral_exact(sigma_exact: float) -> float:
     source="Rudelson & Vershynin 2007",
     null="rows·columns/(√rows + √columns)² if large and Gaussian, d/4 if square (closed form)",
     undefined="zero matrices; otherwise as spectral_norm",
+    figure="plot_spectra",
 )
 def stable_rank(sigma_max: float, frobenius_sq: float) -> float:
     r"""Stable rank, :math:`\|W\|_F^2/\sigma_1^2` (Rudelson & Vershynin 2007).

@@ -116,6 +116,7 @@ _UNLIKE = "tensors that are not matrices, or hold non-finite values"
     null="(√rows + √columns)·RMS(Δ) if Δ is independent Gaussian noise (closed form)",
     undefined=_UNLIKE,
     unit="as the tensor",
+    figure="plot_spectra",
 )
 def delta_spectral_norm(delta_sigma: float) -> float:
     r"""Largest singular value of the change, :math:`\sigma_1(W-W_\mathrm{ref})`.
@@ -136,6 +137,7 @@ def delta_spectral_norm(delta_sigma: float) -> float:
     null="none: it is a bound",
     undefined=_UNLIKE,
     unit="as the tensor",
+    figure="plot_spectra",
 )
 def delta_spectral_norm_error(delta_sigma_error: float) -> float:
     r"""Bound on the error of `delta_spectral_norm`, certain where that is exact.
@@ -167,6 +169,7 @@ def delta_exact(delta_is_exact: float) -> float:
     null="rows·columns/(√rows + √columns)² if Δ is independent Gaussian noise: d/4 if square "
     "(closed form)",
     undefined="nothing changed; " + _UNLIKE,
+    figure="plot_spectra",
 )
 def delta_stable_rank(delta_sigma: float, delta_square: float) -> float:
     r"""Stable rank of the change, :math:`\|\Delta\|_F^2/\sigma_1(\Delta)^2`.
@@ -187,6 +190,7 @@ def delta_stable_rank(delta_sigma: float, delta_square: float) -> float:
     null="below 32/d (closed form) if Δ is square Gaussian noise: 30.7/d at d = 1024 (simulated); "
     "1 for rank up to 8",
     undefined="nothing changed; " + _UNLIKE,
+    figure="plot_spectra",
 )
 def delta_top8_energy(delta_top: float, delta_square: float) -> float:
     r"""Share of :math:`\|\Delta\|_F^2` in its 8 leading directions.
@@ -284,6 +288,7 @@ _LOOSE = (
     degree=0, invariant=("sign", "permutation", "orthogonal"), low=0, high=1, code="T6",
     source="Björck & Golub 1973",
     null="8/rows for unrelated subspaces (closed form): subspace_null_left", undefined=_LOOSE,
+    figure="plot_spectra",
 )  # fmt: skip
 def subspace_overlap_left(overlap_left: float) -> float:
     r"""Mean :math:`\cos^2` of the principal angles between the top-8 left singular subspaces.
@@ -307,6 +312,7 @@ def subspace_overlap_left(overlap_left: float) -> float:
     degree=0, invariant=("sign", "permutation", "orthogonal"), low=0, high=1, code="T6",
     source="Björck & Golub 1973",
     null="8/columns for unrelated subspaces (closed form): subspace_null_right", undefined=_LOOSE,
+    figure="plot_spectra",
 )  # fmt: skip
 def subspace_overlap_right(overlap_right: float) -> float:
     r"""Mean :math:`\cos^2` of the principal angles between the top-8 right singular subspaces.
@@ -320,6 +326,7 @@ def subspace_overlap_right(overlap_right: float) -> float:
     degree=0, invariant=_BOTH, low=0, high=1, code="T6", source="derived",
     null="0.0040 and 0.0025 on average for square Gaussian matrices, d = 512, 1024 (simulated)",
     undefined="the smaller side is 8 or less; a zero matrix or non-finite values",
+    figure="plot_spectra",
 )  # fmt: skip
 def subspace_gap(overlap_gap: float) -> float:
     r"""Smaller of the two gaps :math:`(\sigma_8-\sigma_9)/\sigma_1` below the top-8 subspaces.

@@ -173,7 +173,7 @@ def _quantile(update_bins: Values, q: float) -> float:
     code="S3", source="derived",
     null="0.158 for steady independent Gaussian gradients, β = (0.9, 0.95), 600 steps; simulated",
     undefined="before the first step; step or a hyper-parameter not known",
-    figure="plot_layers",
+    figure="plot_layers, plot_moment_histograms",
 )  # fmt: skip
 def update_p50(update_bins: Values) -> float:
     r"""Median magnitude of the update, from a histogram: within one of its bins, 12.5 % at most.
@@ -188,7 +188,7 @@ def update_p50(update_bins: Values) -> float:
     invariant=("sign", "permutation", "transpose"), low=0,
     code="S3", source="derived",
     null="0.372 for steady independent Gaussian gradients, β = (0.9, 0.95), 600 steps; simulated",
-    undefined="as update_p50", figure="plot_layers",
+    undefined="as update_p50", figure="plot_layers, plot_moment_histograms",
 )  # fmt: skip
 def update_p90(update_bins: Values) -> float:
     """Magnitude below which 90 % of the updates are; precise and undefined as `update_p50`."""
@@ -199,7 +199,7 @@ def update_p90(update_bins: Values) -> float:
     invariant=("sign", "permutation", "transpose"), low=0,
     code="S3", source="derived",
     null="0.555 for steady independent Gaussian gradients, β = (0.9, 0.95), 600 steps; simulated",
-    undefined="as update_p50", figure="plot_layers",
+    undefined="as update_p50", figure="plot_layers, plot_moment_histograms",
 )  # fmt: skip
 def update_p99(update_bins: Values) -> float:
     """Magnitude below which 99 % of the updates are; precise and undefined as `update_p50`."""
@@ -210,7 +210,7 @@ def update_p99(update_bins: Values) -> float:
     invariant=("sign", "permutation", "transpose"), low=0,
     code="S3", source="derived",
     null="0.676 for steady independent Gaussian gradients, β = (0.9, 0.95), 600 steps; simulated",
-    undefined="as update_p50", figure="plot_layers",
+    undefined="as update_p50", figure="plot_layers, plot_moment_histograms",
 )  # fmt: skip
 def update_p999(update_bins: Values) -> float:
     """Magnitude below which 99.9 % of the updates are; precise and undefined as `update_p50`."""
