@@ -6,8 +6,12 @@ thing added for the eye, a rolling median over a raw loss, is named in the legen
 
 from __future__ import annotations
 
+from analysis360.plots.aligned import plot_aligned
 from analysis360.plots.benchmarks import plot_benchmarks
+from analysis360.plots.crossings import plot_crossings
 from analysis360.plots.divergence import plot_divergence
+from analysis360.plots.evidence import plot_evidence
+from analysis360.plots.gaps import plot_gaps
 from analysis360.plots.layers import plot_layers
 from analysis360.plots.loss import plot_loss
 from analysis360.plots.moments import plot_moments
@@ -16,8 +20,12 @@ from analysis360.plots.style import Drawing, branch_colours, save_svg, style
 __all__ = [
     "Drawing",
     "branch_colours",
+    "plot_aligned",
     "plot_benchmarks",
+    "plot_crossings",
     "plot_divergence",
+    "plot_evidence",
+    "plot_gaps",
     "plot_layers",
     "plot_loss",
     "plot_moments",
