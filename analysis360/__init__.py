@@ -42,9 +42,13 @@ if _TYPE_CHECKING:
     from analysis360.logs import read_loss as read_loss
     from analysis360.merge import merge_runs as merge_runs
     from analysis360.merge import same_files as same_files
+    from analysis360.plots import plot_aligned as plot_aligned
     from analysis360.plots import plot_anatomy as plot_anatomy
     from analysis360.plots import plot_benchmarks as plot_benchmarks
+    from analysis360.plots import plot_crossings as plot_crossings
     from analysis360.plots import plot_divergence as plot_divergence
+    from analysis360.plots import plot_evidence as plot_evidence
+    from analysis360.plots import plot_gaps as plot_gaps
     from analysis360.plots import plot_layers as plot_layers
     from analysis360.plots import plot_loss as plot_loss
     from analysis360.plots import plot_moment_histograms as plot_moment_histograms
@@ -81,9 +85,11 @@ _HOME = {
     "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
     "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",
-    "plot_moments": "plots", "plot_benchmarks": "plots",
+
     "plot_anatomy": "plots", "plot_moment_histograms": "plots", "plot_noise": "plots",
     "plot_spectra": "plots", "plot_tokens": "plots",
+    "plot_moments": "plots", "plot_benchmarks": "plots", "plot_gaps": "plots",
+    "plot_crossings": "plots", "plot_evidence": "plots", "plot_aligned": "plots",
     "write_report": "report",
 }  # fmt: skip
 

@@ -6,9 +6,13 @@ thing added for the eye, a rolling median over a raw loss, is named in the legen
 
 from __future__ import annotations
 
+from analysis360.plots.aligned import plot_aligned
 from analysis360.plots.anatomy import plot_anatomy
 from analysis360.plots.benchmarks import plot_benchmarks
+from analysis360.plots.crossings import plot_crossings
 from analysis360.plots.divergence import plot_divergence
+from analysis360.plots.evidence import plot_evidence
+from analysis360.plots.gaps import plot_gaps
 from analysis360.plots.histograms import plot_moment_histograms
 from analysis360.plots.layers import plot_layers
 from analysis360.plots.loss import plot_loss
@@ -22,8 +26,12 @@ __all__ = [
     "Drawing",
     "branch_colours",
     "plot_anatomy",
+    "plot_aligned",
     "plot_benchmarks",
+    "plot_crossings",
     "plot_divergence",
+    "plot_evidence",
+    "plot_gaps",
     "plot_layers",
     "plot_loss",
     "plot_moment_histograms",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from textwrap import wrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from analysis360.plots.axes import given_axes, legend_above
 from analysis360.plots.style import (
     PAGE,
     Drawing,
@@ -16,6 +20,8 @@ from analysis360.plots.style import (
     branch_colours,
     clock,
     need_columns,
+    owner,
+    page,
     styled,
 )
 
@@ -23,10 +29,17 @@ __all__ = ["plot_benchmarks"]
 
 TITLE = "plot_benchmarks"
 NORMAL_95 = 1.959964
+NARROW = 5.0
+"""Width in inches under which a figure has two benchmarks side by side."""
 
 
 @styled
-def plot_benchmarks(joined: pd.DataFrame, *, columns: int = 4) -> Figure:
+def plot_benchmarks(
+    joined: pd.DataFrame,
+    *,
+    columns: int | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+) -> Figure:
     """Draw every benchmark of every branch, and below it the gap at matched tokens.
 
     Parameters
@@ -34,19 +47,25 @@ def plot_benchmarks(joined: pd.DataFrame, *, columns: int = 4) -> Figure:
     joined : DataFrame
         As `analysis360.join_benchmarks` returns it; a frame of `analysis360.read_benchmarks` has
         no gaps and gives the upper panels alone.
-    columns : int
-        Benchmarks side by side.
+    columns : int, optional
+        Benchmarks side by side; by default four, and two on a figure under 5 inches wide.
+    ax : Axes or sequence of Axes, optional
+        An axes for each panel: score and gap of the first benchmark, of the second, and so on;
+        without gaps one for each benchmark.
 
     Returns
     -------
     Figure
         Above: value plus and minus one standard error. Below: value less reference, with
-        1.96 standard errors of the difference (95 %) and a line at zero.
+        1.96 standard errors of the difference (95 %) and a line at zero. The band of one point is
+        a bar.
 
     Raises
     ------
     TableError
-        If the frame is empty or lacks columns.
+        If the frame is empty or lacks columns, or the axes are not one for each panel.
+    ValueError
+        If `columns` is under 1.
 
     Examples
     --------
@@ -58,43 +77,81 @@ def plot_benchmarks(joined: pd.DataFrame, *, columns: int = 4) -> Figure:
     'digits'
     """
     need_columns(joined, ["branch", "benchmark", "metric", "value"], TITLE)
+    columns = (2 if page() < NARROW else 4) if columns is None else columns
     if columns < 1:
         raise ValueError(f"{TITLE}: columns must be at least 1, not {columns}")
     time = clock(joined, title=TITLE)
     keys = [c for c in ("benchmark", "shots", "metric") if c in joined.columns]
-    groups = list(joined.groupby(keys, sort=False, dropna=False))
+    groups = [rows for _, rows in joined.groupby(keys, sort=False, dropna=False)]
     gaps = "gap" in joined.columns and bool(joined["gap"].notna().any())
+    axes = _axes(ax, groups, gaps, columns)
+    colours = branch_colours(list(joined["branch"].unique()))
+    for place, rows in enumerate(groups):
+        top, bottom = (axes[2 * place], axes[2 * place + 1]) if gaps else (axes[place],) * 2
+        _scores(top, rows, time, colours)
+        top.set_title(_name(rows, narrow=page() < NARROW))
+        if gaps:
+            _gap(bottom, rows, time, colours)
+            bottom.set_ylabel(_gap_label(rows))
+        if ax is not None:
+            bottom.set_xlabel(time.label)
+    handles = _handles(joined, colours, gaps)
+    if ax is not None:
+        legend_above(axes[0], 2, handles=handles)
+        return owner(axes[0])
+    _share_labels(axes, groups, gaps, columns, time)
+    figure = owner(axes[0])
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5))
+    return figure
+
+
+def _axes(
+    ax: Axes | Sequence[Axes] | None, groups: list[pd.DataFrame], gaps: bool, columns: int
+) -> list[Axes]:
+    names = [_name(rows).split("\n")[0] for rows in groups]
+    parts = ["score", "gap"] if gaps else ["score"]
+    given = given_axes(ax, [f"{part} of {name}" for name in names for part in parts], TITLE)
+    if given is not None:
+        return given
     high = -(-len(groups) // columns)
     wide = -(-len(groups) // high)
     tall = (2.25 if gaps else 1.5) * high + 0.6
     figure = Drawing(figsize=(PAGE if wide > 1 else PAGE / 2, tall), layout="constrained")
-    each = 2 if gaps else 1
+    each = len(parts)
     grid = figure.add_gridspec(each * high, wide, height_ratios=[1.5, 1.0][:each] * high)
-    colours = branch_colours(list(joined["branch"].unique()))
-    same = joined["metric"].nunique() == 1
-    for place, (_, rows) in enumerate(groups):
+    axes: list[Axes] = []
+    for place in range(len(groups)):
         line, column = divmod(place, wide)
         top = figure.add_subplot(grid[each * line, column])
-        _scores(top, rows, time, colours)
-        if column > 0 and same:
-            top.set_ylabel("")
-        bottom = top
+        axes.append(top)
         if gaps:
-            bottom = figure.add_subplot(grid[each * line + 1, column], sharex=top)
+            axes.append(figure.add_subplot(grid[each * line + 1, column], sharex=top))
             top.tick_params(labelbottom=False)
-            _gap(bottom, rows, time, colours)
-            if column == 0:
-                bottom.set_ylabel(_gap_label(rows))
-        top.set_title(_name(rows))
+    return axes
+
+
+def _share_labels(
+    axes: list[Axes], groups: list[pd.DataFrame], gaps: bool, columns: int, time: Scale
+) -> None:
+    """Leave the labels to the panels at the left and at the bottom of a grid."""
+    wide = -(-len(groups) // -(-len(groups) // columns))
+    metrics = {_metric(rows) for rows in groups}
+    for place in range(len(groups)):
+        top, bottom = (axes[2 * place], axes[2 * place + 1]) if gaps else (axes[place],) * 2
         if place + wide >= len(groups):
             bottom.set_xlabel(time.label)
-    _legend(figure, joined, colours, gaps)
-    return figure
+        if place % wide and len(metrics) == 1:
+            top.set_ylabel("")
+        if place % wide and gaps:
+            bottom.set_ylabel("")
 
 
-def _name(rows: pd.DataFrame) -> str:
+def _name(rows: pd.DataFrame, *, narrow: bool = False) -> str:
     first = rows.iloc[0]
     name = str(first["benchmark"])
+    if narrow:  # half a column of a paper holds about twenty letters
+        lines = wrap(name.replace("_", "_ "), 22)
+        name = "\n".join(line.replace("_ ", "_") for line in lines)
     more = []
     if "shots" in rows.columns and pd.notna(first["shots"]) and int(first["shots"]) > 0:
         more.append(f"{int(first['shots'])}-shot")
@@ -112,11 +169,25 @@ def _scores(ax: Axes, rows: pd.DataFrame, time: Scale, colours: dict[str, str]) 
         ax.plot(x, y, color=colour, marker="o", ms=2, lw=0.9)
         if "stderr" in line.columns and line["stderr"].notna().any():
             error = line["stderr"].to_numpy(dtype=float, na_value=np.nan)
-            ax.fill_between(x, y - error, y + error, color=colour, alpha=0.22, lw=0)
+            _band(ax, x, y, error, colour)
+    ax.set_ylabel(_metric(rows))
+
+
+def _metric(rows: pd.DataFrame) -> str:
     better = list(rows["higher_is_better"].dropna()) if "higher_is_better" in rows.columns else []
     arrow = "" if not better else (" ↑" if better[0] else " ↓")
     metric = str(rows["metric"].iloc[0])
-    ax.set_ylabel(metric + arrow if len(metric) < 16 else metric.replace("_", "\n", 1) + arrow)
+    return metric + arrow if len(metric) < 16 else metric.replace("_", "\n", 1) + arrow
+
+
+def _band(ax: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, colour: str) -> None:
+    """Draw a band, with a bar at points that have no neighbour, where a band has no width."""
+    ax.fill_between(x, y - error, y + error, color=colour, alpha=0.22, lw=0)
+    known = np.isfinite(x) & np.isfinite(y) & np.isfinite(error)
+    beside = np.r_[False, known[:-1]] | np.r_[known[1:], False]
+    alone = known & ~beside
+    if alone.any():
+        ax.errorbar(x[alone], y[alone], error[alone], color=colour, fmt="none", elinewidth=0.9)
 
 
 def _gap(ax: Axes, rows: pd.DataFrame, time: Scale, colours: dict[str, str]) -> None:
@@ -131,7 +202,7 @@ def _gap(ax: Axes, rows: pd.DataFrame, time: Scale, colours: dict[str, str]) -> 
         ax.plot(x, y, color=colour, marker="o", ms=2, lw=0.9)
         if "gap_stderr" in line.columns and line["gap_stderr"].notna().any():
             band = NORMAL_95 * line["gap_stderr"].to_numpy(dtype=float, na_value=np.nan)
-            ax.fill_between(x, y - band, y + band, color=colour, alpha=0.22, lw=0)
+            _band(ax, x, y, band, colour)
     if known.empty:
         ax.text(0.5, 0.5, "no matched checkpoint", transform=ax.transAxes, ha="center", va="center")
 
@@ -142,11 +213,11 @@ def _gap_label(rows: pd.DataFrame) -> str:
     return "gap"
 
 
-def _legend(figure: Figure, joined: pd.DataFrame, colours: dict[str, str], gaps: bool) -> None:
+def _handles(joined: pd.DataFrame, colours: dict[str, str], gaps: bool) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=colour, marker="o", label=branch) for branch, colour in colours.items()
     ]
     if "stderr" in joined.columns and joined["stderr"].notna().any():
         said = "band: ± 1 standard error" + ("; of the gap: 95 %" if gaps else "")
         handles.append(Patch(facecolor="#888888", alpha=0.3, label=said))
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5))
+    return handles

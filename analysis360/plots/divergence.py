@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis360.core import Fork
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes, legend_above
 from analysis360.plots.style import (
     OKABE_ITO,
     PAGE,
@@ -19,11 +20,11 @@ from analysis360.plots.style import (
     Scale,
     branch_colours,
     clock,
-    legend_above,
     log_ticks,
     module_rank,
     need_columns,
     owner,
+    page,
     scale,
     styled,
 )
@@ -36,6 +37,8 @@ GROUP_COLOURS = {
     "attn": OKABE_ITO["blue"], "mlp": OKABE_ITO["vermilion"], "norm": OKABE_ITO["green"],
 }  # fmt: skip
 OTHER = OKABE_ITO["purple"]
+SIDE_BY_SIDE = 5.0
+"""Inches that two panels beside one another need; in less they are one above the other."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
@@ -71,7 +74,7 @@ def plot_divergence(
     forks : iterable of Fork, optional
         ``run.forks``: where each branch left its parent.
     ax : Axes or sequence of Axes, optional
-        One axes takes the first panel alone.
+        One axes takes the first panel alone, two take both.
 
     Returns
     -------
@@ -80,7 +83,8 @@ def plot_divergence(
     Raises
     ------
     TableError
-        If the table has no such rows, columns or branches, or several rows for one point.
+        If the table has no such rows, columns or branches, or several rows for one point, or the
+        axes are not one, nor as many as the panels.
 
     Examples
     --------
@@ -98,7 +102,9 @@ def plot_divergence(
     since = _since(table, rows, forks)
     rows, time = _timed(rows, since)
     second = _second(table, against, state, statistic, list(rows["branch"].unique()))
-    axes = _axes(ax, second is not None)
+    panels = [f"{statistic} to the {against}"]
+    panels += [] if second is None else [f"{second[0]} to the {second[1]}"]
+    axes = _axes(ax, panels)
     _panel(axes[0], rows, statistic, time)
     axes[0].set_yscale("log")
     axes[0].set_ylabel(f"{_said(statistic)} to the {against}")
@@ -114,17 +120,29 @@ def plot_divergence(
         if column == "rel_displacement":
             axes[1].set_yscale("log")
     for panel in axes:
-        panel.set_xlabel(time.label)
+        if ax is not None or panel is axes[-1] or page() >= SIDE_BY_SIDE:
+            panel.set_xlabel(time.label)
         for axis in (panel.xaxis, panel.yaxis):
             if axis.get_scale() == "log":
                 log_ticks(axis)
     handles, labels = axes[0].get_legend_handles_labels()
     figure = owner(axes[0])
-    if ax is None and len(labels) > 4:
-        figure.legend(handles, labels, loc="outside right center")
+    title = _title(rows)
+    if ax is None and len(labels) > 4 and page() < SIDE_BY_SIDE:
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, title=title)
+    elif ax is None and len(labels) > 4:
+        figure.legend(handles, labels, loc="outside right center", title=title)
     else:
-        legend_above(axes[0], 3)
+        legend_above(axes[0], 3, title=title)
     return figure
+
+
+def _title(rows: pd.DataFrame) -> str | None:
+    """Title of a legend that names modules: which branch they are of, and how many points."""
+    if rows["module"].fillna("").eq("").all():
+        return None
+    first = rows[rows["branch"] == rows["branch"].iloc[0]]
+    return f"{first['branch'].iloc[0]} (n = {first['x'].nunique()} checkpoints)"
 
 
 def _said(statistic: str) -> str:
@@ -145,7 +163,7 @@ def _rows(
     known = [str(branch) for branch in rows["branch"].unique()]
     if branches is None:
         branches = [b for b in known if not (b == "normal" and "spike" in known)]
-        branches = sorted(branches, key=lambda b: (b == REFERENCE, b != "spike"))
+        branches = sorted(branches, key=lambda b: (b.startswith(REFERENCE), b != "spike"))
     absent = [b for b in branches if b not in known]
     if absent:
         raise TableError(f"{TITLE}: no such rows for the branches {absent}; there are {known}")
@@ -210,14 +228,16 @@ def _second(
     return None
 
 
-def _axes(ax: Axes | Sequence[Axes] | None, two: bool) -> list[Axes]:
-    if isinstance(ax, Axes):
-        return [ax]
-    if ax is not None:
-        return list(ax)
+def _axes(ax: Axes | Sequence[Axes] | None, panels: list[str]) -> list[Axes]:
+    given = given_axes(ax, panels, TITLE, first=True)
+    if given is not None:
+        return given
+    two = len(panels) == 2
+    if two and page() < SIDE_BY_SIDE:
+        figure = Drawing(figsize=(PAGE, 5.0), layout="constrained")
+        return list(figure.subplots(2, 1, sharex=True))
     figure = Drawing(figsize=(PAGE if two else 0.7 * PAGE, 2.7), layout="constrained")
-    made = figure.subplots(1, 2 if two else 1, squeeze=False)
-    return list(made[0])
+    return list(figure.subplots(1, len(panels), squeeze=False)[0])
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
@@ -237,6 +257,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
             f'use load_table(path, by="module") or by="all"'
         )
     colours = branch_colours(list(rows["branch"].unique()))
+    placebos = [b for b in rows["branch"].unique() if str(b).startswith(REFERENCE)]
     looks = _looks(modules)
     said: set[str] = set()
     look: dict[str, Any]
@@ -246,7 +267,10 @@ def _panel(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
         x, y = time.of(line["x"]), line[column].to_numpy(dtype=float, na_value=np.nan)
         if whole:
             label, look = f"{branch} (n = {len(line)})", {"color": colours[branch], "marker": "o"}
-            look["ls"] = "--" if branch == REFERENCE else "-"
+            if branch in placebos:
+                look |= {"ls": "--", "color": OKABE_ITO["grey"]}
+                if len(placebos) > 1:
+                    label = f"placebos (n = {len(placebos)} branches)"
         elif branch == first:
             label, look = str(line["module"].iloc[0]), looks[str(line["module"].iloc[0])]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes
 from analysis360.plots.style import (
     PAGE,
     Drawing,
@@ -21,6 +23,7 @@ from analysis360.plots.style import (
     module_rank,
     need_columns,
     owner,
+    page,
     short,
     styled,
 )
@@ -29,6 +32,8 @@ __all__ = ["plot_layers"]
 
 TITLE = "plot_layers"
 MAP = "PuOr_r"
+FEW = 30
+"""Hatched patches of a panel above which they are drawn as pixels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +52,7 @@ def plot_layers(
     against: str = "",
     between: tuple[str, str] = ("spike", "normal"),
     limit: float | None = None,
-    ax: Axes | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the ratio of a statistic in two branches, for each layer and checkpoint.
 
@@ -66,8 +71,8 @@ def plot_layers(
     limit : float, optional
         The colours end at plus and minus this ratio; by default at the largest one, or at the 98th
         percentile of the sizes if the largest is over three times that. The bar then has arrows.
-    ax : Axes, optional
-        Draw a frame of one panel here.
+    ax : Axes or sequence of Axes, optional
+        An axes for each panel, in the order above.
 
     Returns
     -------
@@ -76,7 +81,7 @@ def plot_layers(
     Raises
     ------
     TableError
-        If no row is left, several rows fall on one cell, or `ax` is given for several panels.
+        If no row is left, several rows fall on one cell, or the axes are not one for each panel.
 
     Examples
     --------
@@ -98,14 +103,18 @@ def plot_layers(
     blank = [panel for panel in panels if not np.isfinite(panel.cells).any()]
     panels = [panel for panel in panels if panel not in blank] or panels
     edge, clipped = _limit(panels, limit)
-    axes = _axes(panels, ax, len(columns))
+    axes = given_axes(ax, [panel.title for panel in panels], TITLE)
+    if axes is None:
+        axes = _axes(panels, len(columns))
     image = None
     for panel, place in zip(panels, axes, strict=True):
         image = _draw(place, panel, edge)
-    _label_checkpoints(axes, panels, columns, time)
+    _label_checkpoints(axes, panels, columns, time, alone=ax is not None)
     figure = owner(axes[0])
     assert image is not None
-    bar = figure.colorbar(
+    inside = axes[0].get_figure(root=False)
+    assert inside is not None
+    bar = inside.colorbar(
         image, ax=axes, extend="both" if clipped else "neither", shrink=0.9, aspect=30, pad=0.02
     )
     bar.set_label(f"{statistic}: log2({between[0]} / {between[1]})")
@@ -190,18 +199,13 @@ def _limit(panels: list[_Panel], limit: float | None) -> tuple[float, bool]:
     return limit, largest > limit
 
 
-def _axes(panels: list[_Panel], ax: Axes | None, checkpoints: int) -> list[Axes]:
-    if ax is not None:
-        if len(panels) > 1:
-            names = [panel.title for panel in panels]
-            raise TableError(f"{TITLE}: ax= takes one panel, this frame has {names}")
-        return [ax]
+def _axes(panels: list[_Panel], checkpoints: int) -> list[Axes]:
     if len(panels) == 1:
         rows = len(panels[0].rows)
         width = min(PAGE, max(3.4, 1.8 + 0.3 * checkpoints))
         figure = Drawing(figsize=(width, min(1.4 + 0.18 * rows, 8.0)), layout="constrained")
         return [figure.subplots()]
-    lines = _lines(panels)
+    lines = _lines(panels, 4 if page() >= PAGE else 2)
     width = max(len(line) for line in lines)
     heights = [max(len(panel.rows) for panel in line) for line in lines]
     tall = sum(min(max(0.11 * h, 0.75), 2.2) + 0.45 for h in heights) + 0.5
@@ -213,7 +217,7 @@ def _axes(panels: list[_Panel], ax: Axes | None, checkpoints: int) -> list[Axes]
     ]
 
 
-def _lines(panels: list[_Panel], width: int = 4) -> list[list[_Panel]]:
+def _lines(panels: list[_Panel], width: int) -> list[list[_Panel]]:
     """Break the panels into lines: one for each component, at most `width` wide."""
     lines: list[list[_Panel]] = []
     last = None
@@ -236,11 +240,12 @@ def _draw(ax: Axes, panel: _Panel, edge: float) -> AxesImage:
         panel.cells, cmap=MAP, norm=Normalize(-edge, edge), aspect="auto", interpolation="nearest",
         rasterized=True,
     )  # fmt: skip
-    for line, column in np.argwhere(~np.isfinite(panel.cells)):
+    gaps = _gaps(panel.cells)
+    for first, last, column in gaps:
         ax.add_patch(
             Rectangle(
-                (column - 0.5, line - 0.5), 1, 1, facecolor="#d9d9d9", edgecolor="#8c8c8c",
-                hatch="////", lw=0,
+                (column - 0.5, first - 0.5), 1, last - first + 1, facecolor="#d9d9d9",
+                edgecolor="#8c8c8c", hatch="////", lw=0, rasterized=len(gaps) > FEW,
             )
         )  # fmt: skip
     ax.grid(visible=False)
@@ -256,8 +261,17 @@ def _draw(ax: Axes, panel: _Panel, edge: float) -> AxesImage:
     return image
 
 
+def _gaps(cells: np.ndarray) -> list[tuple[int, int, int]]:
+    """First and last row, and column, of each unbroken run of missing cells down a column."""
+    gaps: list[tuple[int, int, int]] = []
+    for column, missing in enumerate(~np.isfinite(cells.T)):
+        edges = np.flatnonzero(np.diff(np.r_[False, missing, False]))
+        gaps += [(int(a), int(b) - 1, column) for a, b in edges.reshape(-1, 2)]
+    return gaps
+
+
 def _label_checkpoints(
-    axes: list[Axes], panels: list[_Panel], columns: pd.DataFrame, time: Scale
+    axes: list[Axes], panels: list[_Panel], columns: pd.DataFrame, time: Scale, *, alone: bool
 ) -> None:
     x = time.of(columns[time.column])
     labels = [short(value) for value in x]
@@ -275,9 +289,11 @@ def _label_checkpoints(
             ticks.append(place)
     for ax in axes:
         ax.set_xticks(ticks, [labels[tick] for tick in ticks])
-    if len(axes) == 1:
-        axes[0].set_xlabel(what)
-        axes[0].set_ylabel("layer")
+    if alone or len(axes) == 1:  # in a figure of somebody else's each panel says all itself
+        for ax, panel in zip(axes, panels, strict=True):
+            ax.set_xlabel(what)
+            if panel.rows[0].isdigit():
+                ax.set_ylabel("layer")
         return
     at = {_cell(ax): ax for ax in axes}
     names = {_cell(ax): panel.rows for ax, panel in zip(axes, panels, strict=True)}
@@ -320,4 +336,4 @@ def _caption(figure: Figure, panels: list[_Panel], blank: list[_Panel], what: st
             label=f"no matched value ({missing:,} of {total:,} cells)",
         )  # fmt: skip
         figure.legend(handles=[patch], loc="outside lower right")
-    figure.suptitle(said, x=0.01, ha="left", fontsize=8)
+    figure.suptitle(said, x=0.01, ha="left", fontsize="medium", wrap=True)

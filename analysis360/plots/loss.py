@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from analysis360.core import Event
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes, legend_above
 from analysis360.plots.style import (
     DENSE,
     PAGE,
@@ -22,7 +23,6 @@ from analysis360.plots.style import (
     Scale,
     branch_colours,
     clock,
-    legend_above,
     log_ticks,
     need_columns,
     owner,
@@ -81,7 +81,8 @@ def plot_loss(
     Raises
     ------
     TableError
-        If the frame is empty, lacks columns, or is in no order.
+        If the frame is empty, lacks columns, or is in no order, or the axes are not one, nor one
+        for each panel.
 
     Examples
     --------
@@ -137,12 +138,8 @@ def _panels(loss: pd.DataFrame, heldout: pd.DataFrame | None) -> list[str]:
 
 
 def _axes(panels: list[str], ax: Axes | Sequence[Axes] | None) -> list[Axes]:
-    if isinstance(ax, Axes):
-        return [ax]
-    if ax is not None:
-        given = list(ax)
-        if len(given) != len(panels):
-            raise TableError(f"{TITLE}: {len(given)} axes were given for the panels {panels}")
+    given = given_axes(ax, panels, TITLE, first=True)
+    if given is not None:
         return given
     figure = Drawing(figsize=(PAGE, 1.2 + 1.35 * len(panels)), layout="constrained")
     ratios = [2.0 if name == "loss" else 1.2 for name in panels]
@@ -194,7 +191,7 @@ def _heldout(ax: Axes, heldout: pd.DataFrame, time: Scale, colours: dict[str, st
             error = rows["stderr"].to_numpy(dtype=float, na_value=np.nan)
             ax.fill_between(x, y - error, y + error, color=colour, alpha=0.25, lw=0)
     said = "band: ± 1 standard error; " if "stderr" in heldout.columns else ""
-    ax.set_title(f"{said}n = {len(heldout):,} evaluations", fontsize=7, loc="right", pad=2)
+    ax.set_title(f"{said}n = {len(heldout):,} evaluations", fontsize="small", loc="right", pad=2)
 
 
 def _place(rows: pd.DataFrame, time: Scale, step: Any) -> float:
@@ -268,7 +265,7 @@ def _lines(axes: Sequence[Axes], events: list[Event], loss: pd.DataFrame, time: 
         right = x > np.mean(axes[0].get_xlim())
         axes[0].annotate(
             event.label, (x, 0.97 - 0.09 * (place % 4)), xycoords=("data", "axes fraction"),
-            xytext=(-3 if right else 3, 0), textcoords="offset points", fontsize=6.5, va="top",
+            xytext=(-3 if right else 3, 0), textcoords="offset points", fontsize="small", va="top",
             ha="right" if right else "left", color="#333333",
             bbox={"facecolor": "white", "alpha": 0.75, "pad": 0.6, "lw": 0}, zorder=5,
         )  # fmt: skip

@@ -10,6 +10,7 @@ import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -19,9 +20,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import fitted, legend_above
 
 __all__ = [
     "COLUMN",
@@ -36,6 +39,7 @@ __all__ = [
     "module_rank",
     "need_columns",
     "owner",
+    "page",
     "save_svg",
     "scale",
     "short",
@@ -79,11 +83,36 @@ DENSE = 1000
 Asked = ParamSpec("Asked")
 
 
+_WIDTH: ContextVar[float] = ContextVar("width of new figures, inches", default=PAGE)
+
+
+def page() -> float:
+    """Width in inches that new figures have: `PAGE`, or what `style` was given."""
+    return _WIDTH.get()
+
+
 class Drawing(Figure):
     """A matplotlib Figure that is saved in the look it was drawn in, and shows itself.
 
-    A notebook displays it also where pyplot is not loaded.
+    A notebook displays it also where pyplot is not loaded. It is as wide as asked on a page of
+    `PAGE` inches; inside ``style(width=…)`` no wider than that, or enlarged to it.
     """
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        if not args and "figsize" in given:
+            wide, tall = given["figsize"]
+            more = max(page() / PAGE, 1.0)
+            given["figsize"] = (min(wide * more, page()) if page() != PAGE else wide, tall * more)
+        super().__init__(*args, **given)
+
+    def legend(self, *args: Any, **given: Any) -> Legend:
+        """Add a legend as `matplotlib.figure.Figure.legend` does, in the columns that fit."""
+        columns = given.pop("ncols", 1)
+
+        def make(count: int) -> Legend:
+            return super(Drawing, self).legend(*args, ncols=count, **given)
+
+        return fitted(make, columns, 0.97 * self.bbox.width)
 
     def savefig(self, fname: Any, **given: Any) -> None:
         """Save as `matplotlib.figure.Figure.savefig` does, with the settings of `style`."""
@@ -96,9 +125,24 @@ class Drawing(Figure):
             return buffer.getvalue()
 
 
+_SIZES = ("size", "linewidth")
+
+
 @contextmanager
-def style() -> Iterator[None]:
+def style(width: float | None = None) -> Iterator[None]:
     """Draw in the look of this package inside the block, and as before after it.
+
+    Parameters
+    ----------
+    width : float, optional
+        Width of new figures in inches. Under 7 they are laid out anew with type of the same size,
+        for one column of a paper (3.3); above, they are enlarged with their type, for a slide
+        (10). By default that of the block around, or 7.
+
+    Raises
+    ------
+    ValueError
+        If the width is under 2 inches.
 
     Examples
     --------
@@ -109,9 +153,21 @@ def style() -> Iterator[None]:
     8.0
     >>> matplotlib.rcParams["font.size"] == before
     True
+    >>> with style(width=3.3):
+    ...     float(Drawing(figsize=(7, 2)).get_size_inches()[0])
+    3.3
     """
-    with rc_context(_SETTINGS):
-        yield
+    width = page() if width is None else float(width)
+    if not width >= 2:
+        raise ValueError(f"style: a figure must be at least 2 inches wide, not {width}")
+    more = max(width / PAGE, 1.0)
+    larger = {key: more * _SETTINGS[key] for key in _SETTINGS if key.endswith(_SIZES)}
+    before = _WIDTH.set(width)
+    try:
+        with rc_context(_SETTINGS | larger):
+            yield
+    finally:
+        _WIDTH.reset(before)
 
 
 def styled(draw: Callable[Asked, Figure]) -> Callable[Asked, Figure]:
@@ -243,18 +299,6 @@ def branch_colours(branches: Sequence[Any]) -> dict[str, str]:
     for place, name in enumerate(name for name in names if name not in chosen):
         chosen[name] = others[place % len(others)]
     return {name: OKABE_ITO[chosen[name]] for name in names}
-
-
-def legend_above(ax: Axes, columns: int = 4, **given: Any) -> None:
-    """Put the legend above the axes, where it covers no data."""
-    handles, labels = given.pop("handles", None), given.pop("labels", None)
-    if handles is None:
-        handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns,
-            columnspacing=1.2, **given,
-        )  # fmt: skip
 
 
 _MODULES = (
