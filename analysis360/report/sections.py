@@ -18,6 +18,7 @@ from analysis360.report.page import (
     escape,
     frame_table,
 )
+from analysis360.report.source import bytes_of, file_of
 from analysis360.report.training import loss_section
 from analysis360.report.words import compared, definition, points, rounding, rule, summary
 
@@ -59,7 +60,8 @@ def _moments(made: Material) -> Section:
         f"Adam's two moments as stored in the checkpoints (n = {n:,} checkpoints), all tensors "
         f"together. {said_}"
     )
-    section.attempt(lambda: plot_moments(table), caption, "Adam's moments over tokens")
+    alt = "Adam's moments over tokens"
+    section.attempt(lambda: plot_moments(table), caption, alt, bytes_of(made, "adam"))
     return section
 
 
@@ -79,7 +81,8 @@ def _benchmarks(made: Material) -> Section:
         "difference (95 % for one point; not corrected for the number of points). n: items of the "
         "benchmark."
     )
-    section.attempt(lambda: plot_benchmarks(scores), caption, "Benchmark scores over tokens")
+    alt = "Benchmark scores over tokens"
+    section.attempt(lambda: plot_benchmarks(scores), caption, alt, file_of(made, "benchmarks"))
     _gap_table(section, made, scores)
     return section
 

@@ -9,6 +9,7 @@ from analysis360.errors import Analysis360Error
 from analysis360.plots import plot_loss
 from analysis360.report.gather import Material
 from analysis360.report.page import Section, absent, frame_table
+from analysis360.report.source import file_of
 
 __all__ = ["loss_section"]
 
@@ -59,7 +60,8 @@ def _draw_loss(section: Section, made: Material) -> None:
             checkpoints=run.checkpoints if run else None,
         )  # fmt: skip
 
-    section.attempt(draw, " ".join(parts), "Loss of all branches over the tokens seen")
+    alt = "Loss of all branches over the tokens seen"
+    section.attempt(draw, " ".join(parts), alt, _sources(made))
 
 
 def _zoom(section: Section, made: Material) -> None:
@@ -97,7 +99,12 @@ def _zoom(section: Section, made: Material) -> None:
         f"The same, from step {int(inside['step'].min()):,} to {int(inside['step'].max()):,}: "
         "around forks and spikes."
     )
-    section.attempt(draw, caption, "Loss around forks and spikes")
+    section.attempt(draw, caption, "Loss around forks and spikes", _sources(made))
+
+
+def _sources(made: Material) -> str:
+    held = f" Held-out loss: {file_of(made, 'heldout')}" if made.heldout is not None else ""
+    return file_of(made, "loss") + held
 
 
 def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> None:
