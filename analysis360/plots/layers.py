@@ -25,29 +25,17 @@ from analysis360.plots.style import (
     styled,
 )
 
-__all__ = ["Panel", "layer_panels", "plot_layers"]
+__all__ = ["layer_panels", "plot_layers"]
 
 TITLE = "plot_layers"
 MAP = "PuOr_r"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Panel:
-    """One heat map of the figure.
-
-    Attributes
-    ----------
-    title : str
-        Module, or what the rows have in common.
-    rows : list of str
-        Layers, or names of tensors outside the layers.
-    cells : ndarray of float64, shape (rows, checkpoints)
-        log2 ratio; NaN where there is no matched value.
-    """
-
+class _Panel:
     title: str
     rows: list[str]
-    cells: np.ndarray
+    cells: np.ndarray  # rows by checkpoints, log2 ratio, NaN where missing
 
 
 @styled
@@ -101,8 +89,14 @@ def plot_layers(
     >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
     ['0', '1']
     """
-    panels, columns, blank = layer_panels(apart, statistic, state=state, against=against)
-    time = clock(columns, title=TITLE)
+    need = ["layer", "module", "state", "against", "statistic", "log2_ratio"]
+    need_columns(apart, need, TITLE)
+    rows = _chosen(apart, statistic, state, against)
+    time = clock(rows, title=TITLE)
+    columns = _columns(rows, time)
+    panels = _panels(rows, time, columns)
+    blank = [panel for panel in panels if not np.isfinite(panel.cells).any()]
+    panels = [panel for panel in panels if panel not in blank] or panels
     edge, clipped = _limit(panels, limit)
     axes = _axes(panels, ax, len(columns))
     image = None
@@ -121,42 +115,6 @@ def plot_layers(
     return figure
 
 
-def layer_panels(
-    apart: pd.DataFrame, statistic: str, *, state: str = "weight", against: str = ""
-) -> tuple[list[Panel], pd.DataFrame, list[Panel]]:
-    """Cells that `plot_layers` draws, for whoever wants to say what is under a pointer.
-
-    Parameters
-    ----------
-    apart : DataFrame
-        As `analysis360.compare_branches` returns it.
-    statistic, state, against : str
-        Which rows.
-
-    Returns
-    -------
-    panels : list of Panel
-        In the order of the figure's axes.
-    columns : DataFrame
-        One row a checkpoint: tokens (or step, or number), and number where it is known.
-    blank : list of Panel
-        Without any value, so not drawn, unless all are.
-
-    Raises
-    ------
-    TableError
-        If no row is left, or several rows fall on one cell.
-    """
-    need = ["layer", "module", "state", "against", "statistic", "log2_ratio"]
-    need_columns(apart, need, TITLE)
-    rows = _chosen(apart, statistic, state, against)
-    time = clock(rows, title=TITLE)
-    columns = _columns(rows, time)
-    panels = _panels(rows, time, columns)
-    blank = [panel for panel in panels if not np.isfinite(panel.cells).any()]
-    return [panel for panel in panels if panel not in blank] or panels, columns, blank
-
-
 def _chosen(apart: pd.DataFrame, statistic: str, state: str, against: str) -> pd.DataFrame:
     rows = apart
     for column, wanted in (("statistic", statistic), ("state", state), ("against", against)):
@@ -172,7 +130,7 @@ def _columns(rows: pd.DataFrame, time: Scale) -> pd.DataFrame:
     return rows[keys].drop_duplicates(time.column).sort_values(time.column).reset_index(drop=True)
 
 
-def _panels(rows: pd.DataFrame, time: Scale, columns: pd.DataFrame) -> list[Panel]:
+def _panels(rows: pd.DataFrame, time: Scale, columns: pd.DataFrame) -> list[_Panel]:
     module = rows["module"].fillna("").astype(str)
     param = rows["param"].fillna("").astype(str) if "param" in rows.columns else module * 0
     several = param.nunique() > 1
@@ -192,12 +150,12 @@ def _panels(rows: pd.DataFrame, time: Scale, columns: pd.DataFrame) -> list[Pane
             rest = rows[~inside]
             extra = _cells(rest, pd.Series("other", rest.index), ["other"], place, time)
             label, cells = [*label, "other"], np.vstack([cells, extra])
-        panels.append(Panel("all tensors of a layer" if whole else name, label, cells))
+        panels.append(_Panel("all tensors of a layer" if whole else name, label, cells))
     if not whole and (~inside).any():
         rest = rows[~inside]
         label = sorted(dict.fromkeys(title[~inside]), key=lambda m: module_rank(m)[1])
         cells = _cells(rest, title[~inside], label, place, time)
-        panels.append(Panel("outside the layers", label, cells))
+        panels.append(_Panel("outside the layers", label, cells))
     return [panel for panel in panels if panel.rows]
 
 
@@ -219,7 +177,7 @@ def _cells(
     return cells
 
 
-def _limit(panels: list[Panel], limit: float | None) -> tuple[float, bool]:
+def _limit(panels: list[_Panel], limit: float | None) -> tuple[float, bool]:
     sizes = np.abs(np.concatenate([panel.cells.ravel() for panel in panels]))
     sizes = sizes[np.isfinite(sizes)]
     if not sizes.size:
@@ -232,7 +190,7 @@ def _limit(panels: list[Panel], limit: float | None) -> tuple[float, bool]:
     return limit, largest > limit
 
 
-def _axes(panels: list[Panel], ax: Axes | None, checkpoints: int) -> list[Axes]:
+def _axes(panels: list[_Panel], ax: Axes | None, checkpoints: int) -> list[Axes]:
     if ax is not None:
         if len(panels) > 1:
             names = [panel.title for panel in panels]
@@ -255,9 +213,9 @@ def _axes(panels: list[Panel], ax: Axes | None, checkpoints: int) -> list[Axes]:
     ]
 
 
-def _lines(panels: list[Panel], width: int = 4) -> list[list[Panel]]:
+def _lines(panels: list[_Panel], width: int = 4) -> list[list[_Panel]]:
     """Break the panels into lines: one for each component, at most `width` wide."""
-    lines: list[list[Panel]] = []
+    lines: list[list[_Panel]] = []
     last = None
     for panel in panels:
         group = _group(panel)
@@ -268,20 +226,20 @@ def _lines(panels: list[Panel], width: int = 4) -> list[list[Panel]]:
     return lines
 
 
-def _group(panel: Panel) -> str:
+def _group(panel: _Panel) -> str:
     head = panel.title.split(".")[0]
     return "norm" if head.startswith("outside") else head
 
 
-def _draw(ax: Axes, panel: Panel, edge: float) -> AxesImage:
+def _draw(ax: Axes, panel: _Panel, edge: float) -> AxesImage:
     image = ax.imshow(
         panel.cells, cmap=MAP, norm=Normalize(-edge, edge), aspect="auto", interpolation="nearest",
         rasterized=True,
     )  # fmt: skip
-    for line, column, high, wide in blocks(~np.isfinite(panel.cells)):
+    for line, column in np.argwhere(~np.isfinite(panel.cells)):
         ax.add_patch(
             Rectangle(
-                (column - 0.5, line - 0.5), wide, high, facecolor="#d9d9d9", edgecolor="#8c8c8c",
+                (column - 0.5, line - 0.5), 1, 1, facecolor="#d9d9d9", edgecolor="#8c8c8c",
                 hatch="////", lw=0,
             )
         )  # fmt: skip
@@ -298,40 +256,8 @@ def _draw(ax: Axes, panel: Panel, edge: float) -> AxesImage:
     return image
 
 
-def blocks(missing: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Cover cells by few rectangles: one patch a cell would make megabytes of a large model.
-
-    Parameters
-    ----------
-    missing : ndarray of bool, shape (rows, columns)
-
-    Returns
-    -------
-    list of tuple
-        First row, first column, rows and columns; together they cover each cell once.
-
-    Examples
-    --------
-    >>> blocks(np.array([[True, True, False], [True, True, True]]))
-    [(0, 0, 2, 2), (1, 2, 1, 1)]
-    """
-    done: list[tuple[int, int, int, int]] = []
-    growing: dict[tuple[int, int], int] = {}
-    for column in range(missing.shape[1] + 1):
-        runs = set()
-        if column < missing.shape[1]:
-            edges = np.flatnonzero(np.diff(np.r_[0, missing[:, column].astype(np.int8), 0]))
-            runs = {(int(a), int(b)) for a, b in edges.reshape(-1, 2)}
-        for run in [run for run in growing if run not in runs]:
-            first = growing.pop(run)
-            done.append((run[0], first, run[1] - run[0], column - first))
-        for run in runs:
-            growing.setdefault(run, column)
-    return sorted(done, key=lambda block: (block[1], block[0]))
-
-
 def _label_checkpoints(
-    axes: list[Axes], panels: list[Panel], columns: pd.DataFrame, time: Scale
+    axes: list[Axes], panels: list[_Panel], columns: pd.DataFrame, time: Scale
 ) -> None:
     x = time.of(columns[time.column])
     labels = [short(value) for value in x]
@@ -382,7 +308,7 @@ def _cell(ax: Axes) -> tuple[int, int]:
     return (0, 0) if spec is None else (spec.rowspan.start, spec.colspan.start)
 
 
-def _caption(figure: Figure, panels: list[Panel], blank: list[Panel], what: str) -> None:
+def _caption(figure: Figure, panels: list[_Panel], blank: list[_Panel], what: str) -> None:
     missing = sum(int((~np.isfinite(panel.cells)).sum()) for panel in panels)
     total = sum(panel.cells.size for panel in panels)
     said = f"{what}; n = {total - missing:,} cells"
@@ -395,3 +321,36 @@ def _caption(figure: Figure, panels: list[Panel], blank: list[Panel], what: str)
         )  # fmt: skip
         figure.legend(handles=[patch], loc="outside lower right")
     figure.suptitle(said, x=0.01, ha="left", fontsize=8)
+
+
+def layer_panels(
+    apart: pd.DataFrame, statistic: str, *, state: str = "weight", against: str = ""
+) -> tuple[list[_Panel], pd.DataFrame]:
+    """Cells that `plot_layers` draws, for whoever wants to say what is under a pointer.
+
+    Parameters
+    ----------
+    apart : DataFrame
+        As `analysis360.compare_branches` returns it.
+    statistic, state, against : str
+        Which rows.
+
+    Returns
+    -------
+    panels : list
+        In the order of the figure's axes: title, names of the rows, and cells (rows by
+        checkpoints, log2 ratio, NaN where there is no matched value).
+    columns : DataFrame
+        One row a checkpoint: tokens (or step, or number), and number where it is known.
+
+    Raises
+    ------
+    TableError
+        If no row is left, or several rows fall on one cell.
+    """
+    rows = _chosen(apart, statistic, state, against)
+    time = clock(rows, title=TITLE)
+    columns = _columns(rows, time)
+    panels = _panels(rows, time, columns)
+    drawn = [panel for panel in panels if np.isfinite(panel.cells).any()]
+    return drawn or panels, columns

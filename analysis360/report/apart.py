@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis360.plots import plot_divergence, plot_layers
-from analysis360.plots.layers import layer_panels
+from analysis360.report.departure import check_table, departure_part
 from analysis360.report.gather import Material
 from analysis360.report.heat import heat_data
 from analysis360.report.page import Section, absent, frame_table
@@ -31,7 +31,11 @@ def apart_section(made: Material) -> Section:
         return section
     if "apart" in made.notes:
         section.add(absent(made.notes["apart"]))
+    check_table(section, made)
+    departure_part(section, made)
+    section.add("<h3>Layer by checkpoint</h3>")
     _heat_maps(section, made)
+    section.add("<h3>How far apart</h3>")
     _divergence(section, made)
     for point in points(made)[:1]:
         _top(section, made, point)
@@ -70,8 +74,7 @@ def _heat_maps(section: Section, made: Material) -> None:
             return plot_layers(apart, name, state=state, between=between)
 
         def heat(figure: Figure, name: str = statistic, state: str = state) -> str:
-            panels, columns, _ = layer_panels(apart, name, state=state)
-            return heat_data(figure, panels, columns, name, between)
+            return heat_data(figure, apart, name, state=state, between=between)
 
         alt = f"Heat map of {statistic} by layer and checkpoint"
         section.attempt(draw, caption, alt, bytes_of(made, state), heat)

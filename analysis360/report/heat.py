@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis360.plots.layers import Panel
+from analysis360.plots.layers import layer_panels
 from analysis360.plots.style import scale, short
 
 __all__ = ["MISSING", "heat_data"]
@@ -22,10 +22,11 @@ STEPS = 32767
 
 def heat_data(
     figure: Figure,
-    panels: list[Panel],
-    columns: pd.DataFrame,
+    apart: pd.DataFrame,
     statistic: str,
-    between: tuple[str, str],
+    *,
+    state: str = "weight",
+    between: tuple[str, str] = ("spike", "normal"),
 ) -> str:
     """Cells of a drawn heat map and where they lie, as JSON for the script of the page.
 
@@ -36,18 +37,17 @@ def heat_data(
     ----------
     figure : Figure
         As `plot_layers` drew it, saved at least once, so that its layout is final.
-    panels : list of Panel
-    columns : DataFrame
-        Both as from `layer_panels`.
-    statistic : str
+    apart : DataFrame
+    statistic, state : str
     between : tuple of str
-        Branch and reference.
+        What it was drawn from.
 
     Returns
     -------
     str
         With no ``<`` in it.
     """
+    panels, columns = layer_panels(apart, statistic, state=state)
     axes = [ax for ax in figure.axes if ax.images]
     if len(axes) != len(panels):
         raise ValueError(f"{len(axes)} heat maps were drawn of {len(panels)} panels")
