@@ -27,6 +27,8 @@ __all__ = [
 
 MAX_DOWNLOAD = 2_000_000
 """Characters of all data: links of a page together."""
+SHORT = 20
+"""Rows of a table that is kept on one printed page."""
 
 
 @dataclass(slots=True)
@@ -191,16 +193,20 @@ def frame_table(
     if len(frame) > most:
         caption += f" The first {most:,} of {len(frame):,} rows."
     look = ' class="stack"' if stacked else ""
+    size = " short" if min(len(frame), most) <= SHORT and not stacked else ""
     return (
-        f'<p class="above">{escape(caption)}</p><div class="wide" tabindex="0">'
-        f"<table{look}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="table{size}"><p class="above">{escape(caption)}</p>'
+        '<div class="wide" tabindex="0">'
+        f"<table{look}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 
 def _class(number: bool, text: str = "") -> str:
     if number:
         return ' class="n"'
-    return ' class="long"' if len(text) > 60 else ""
+    if len(text) > 60:
+        return ' class="long"'
+    return ' class="name"' if len(text) > 20 and " " not in text else ""
 
 
 def _label(column: object, value: Any) -> str:
@@ -225,7 +231,9 @@ class Downloads:
         self._elsewhere = elsewhere
         self._lines: list[str] = []
 
-    def add(self, name: str, frame: pd.DataFrame | None, what: str) -> None:
+    def add(
+        self, name: str, frame: pd.DataFrame | None, what: str, elsewhere: str | None = None
+    ) -> None:
         """Offer `frame` as ``name.csv``, or say where it is if there is no room."""
         if frame is None or frame.empty:
             return
@@ -237,7 +245,7 @@ class Downloads:
             link = f'<a download="{escape(name)}.csv" href="{data}">{escape(name)}.csv</a>'
             self._lines.append(f"<li>{link}: {escape(what)} ({size})</li>")
         else:
-            where = f"{what} ({size}): too large for this page; {self._elsewhere}"
+            where = f"{what} ({size}): too large for this page; {elsewhere or self._elsewhere}"
             self._lines.append(f"<li>{escape(name)}: {escape(where)}</li>")
 
     def html(self) -> str:

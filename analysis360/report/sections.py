@@ -208,12 +208,12 @@ def _downloads(made: Material) -> Section:
     links.add("heldout", made.heldout, "held-out loss")
     for name, what in PIECES.items():
         links.add(name, made.pieces.get(name), what)
+    links.add("loss", made.loss, "training loss", f"see {file_of(made, 'loss')}")
     links.add("checkpoints", _checkpoints(made), "checkpoints that were read: files, bytes, hashes")
     for level in ("all", "layer", "module", "tensor"):
         if level in made.levels:
             links.add(f"table_{level}", made.levels[level].dropna(axis=1, how="all"),
                       f"measured table, level {level}")  # fmt: skip
     links.add("branches_layer", made.apart.get("layer"), "comparison of branches by layer")
-    links.add("loss", made.loss, "training loss")
     section.add(links.html() or absent("No data to download."))
     return section
