@@ -29,3 +29,4 @@ def test_the_wheel_holds_every_file(tmp_path):
     assert "analysis360/catalog/runs/k2.toml" in packed
     assert "analysis360/catalog/disclosure.csv" in packed
     assert "analysis360/report/template.html" in packed
+    assert "analysis360/report/page.js" in packed

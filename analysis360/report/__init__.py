@@ -26,6 +26,8 @@ def write_report(
     heldout: pd.DataFrame | None = None,
     spikes: pd.DataFrame | None = None,
     benchmarks: pd.DataFrame | None = None,
+    vectors: pd.DataFrame | None = None,
+    pieces: Mapping[str, pd.DataFrame] | None = None,
     run: Run | None = None,
     branch: str | None = None,
     to: str | None = None,
@@ -34,7 +36,8 @@ def write_report(
     """Write one self-contained HTML file on a run: figures, tables, definitions and provenance.
 
     What is not given is said to be missing; nothing is left out in silence. The file makes no
-    request to anywhere, needs no script, and can be printed.
+    request to anywhere and forbids itself to; it reads without its script, which adds a choice of
+    light or dark and the value under a heat map's pointer; and it can be printed.
 
     Parameters
     ----------
@@ -49,6 +52,12 @@ def write_report(
         As from `analysis360.find_spikes`; by default they are searched in `loss`.
     benchmarks : DataFrame, optional
         As from `analysis360.join_benchmarks`, or from `analysis360.read_benchmarks`.
+    vectors : DataFrame, optional
+        As from ``load_table(folder, kind="vectors")``; by default those of the results folder.
+    pieces : mapping of str to DataFrame, optional
+        What was made before and shall be shown as it is: ``"gaps"``, ``"checks"``, ``"scores"``,
+        ``"departures"``, ``"crossings"``, ``"evidence"``. All but crossings are made of the table
+        and the loss where they are not given.
     run : Run, optional
         Gives title, forks and events.
     branch, to : str, optional
@@ -64,11 +73,12 @@ def write_report(
     Raises
     ------
     TableError
-        If `table` is no measured table or results folder, is empty, or lacks a branch asked for.
+        If `table` is no measured table or results folder, is empty, or lacks a branch asked for;
+        or if a piece is unknown or lacks columns.
     """
     made = gather(
         table, loss=loss, heldout=heldout, spikes=spikes, benchmarks=benchmarks, run=run,
-        branch=branch, to=to,
+        branch=branch, to=to, vectors=vectors, pieces=pieces,
     )  # fmt: skip
     names = ", ".join(str(name) for name in made.table["run"].unique())
     heading = title or (run.title if run is not None and run.title else f"Run {names}")

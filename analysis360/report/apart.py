@@ -6,8 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis360.plots import plot_divergence, plot_layers
+from analysis360.report.departure import check_table, departure_part
 from analysis360.report.gather import Material
+from analysis360.report.heat import heat_data
 from analysis360.report.page import Section, absent, frame_table
+from analysis360.report.source import bytes_of
 from analysis360.report.words import Point, definition, partner, points
 
 __all__ = ["RANKED", "apart_section"]
@@ -28,7 +31,11 @@ def apart_section(made: Material) -> Section:
         return section
     if "apart" in made.notes:
         section.add(absent(made.notes["apart"]))
+    check_table(section, made)
+    departure_part(section, made)
+    section.add("<h3>Layer by checkpoint</h3>")
     _heat_maps(section, made)
+    section.add("<h3>How far apart</h3>")
     _divergence(section, made)
     for point in points(made)[:1]:
         _top(section, made, point)
@@ -63,10 +70,14 @@ def _heat_maps(section: Section, made: Material) -> None:
         if left:
             caption += f" {left} checkpoints before the first common one are not drawn."
 
-        def draw(statistic: str = statistic, state: str = state) -> Figure:
-            return plot_layers(apart, statistic, state=state, between=between)
+        def draw(name: str = statistic, state: str = state) -> Figure:
+            return plot_layers(apart, name, state=state, between=between)
 
-        section.attempt(draw, caption, f"Heat map of {statistic} by layer and checkpoint")
+        def heat(figure: Figure, name: str = statistic, state: str = state) -> str:
+            return heat_data(figure, apart, name, state=state, between=between)
+
+        alt = f"Heat map of {statistic} by layer and checkpoint"
+        section.attempt(draw, caption, alt, bytes_of(made, state), heat)
 
 
 def _divergence(section: Section, made: Material) -> None:
@@ -93,7 +104,9 @@ def _divergence(section: Section, made: Material) -> None:
     def draw() -> Figure:
         return plot_divergence(table, branches=_branches(made, table), forks=forks)
 
-    section.attempt(draw, caption, "Distance between branches over tokens")
+    section.attempt(
+        draw, caption, "Distance between branches over tokens", bytes_of(made, "weight")
+    )
 
 
 def _branches(made: Material, table: pd.DataFrame) -> list[str] | None:

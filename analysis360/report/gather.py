@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis360.core import Run
 from analysis360.errors import Analysis360Error, TableError
+from analysis360.report.pieces import add_pieces
 from analysis360.table import check_table
 
 __all__ = ["LEVELS", "Material", "gather"]
@@ -37,6 +38,8 @@ class Material:
     branch: str | None
     to: str | None
     apart: dict[str, pd.DataFrame] = field(default_factory=dict)
+    vectors: pd.DataFrame | None = None
+    pieces: dict[str, pd.DataFrame] = field(default_factory=dict)
     own_spikes: bool = False
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -61,13 +64,16 @@ def gather(
     run: Run | None,
     branch: str | None,
     to: str | None,
+    vectors: pd.DataFrame | None = None,
+    pieces: Mapping[str, pd.DataFrame] | None = None,
 ) -> Material:
     """Load the levels of the table, choose the branches, find spikes, compare and join.
 
     Raises
     ------
     TableError
-        If `table` is no results folder and no measured table, or has no rows.
+        If `table` is no results folder and no measured table, or has no rows; or if a piece is
+        unknown or lacks columns.
     """
     levels, folder, provenance = _levels(table)
     first = next(iter(levels.values()))
@@ -75,10 +81,12 @@ def gather(
     made = Material(
         levels, folder, provenance, run, loss, heldout, spikes, None, benchmarks, branch, to
     )
+    made.vectors = vectors if vectors is not None else _vectors(table)
     _find(made)
     if branch is not None and to is not None:
         _compare(made, branch, to)
     _join(made)
+    add_pieces(made, pieces)
     return made
 
 
@@ -104,6 +112,16 @@ def _levels(
     levels = {level: load_table(folder, by=level) for level in LEVELS}
     _not_empty(levels["tensor"], str(folder))
     return levels, folder.name, read_provenance(folder)
+
+
+def _vectors(table: object) -> pd.DataFrame | None:
+    """Vectors of a results folder, such as spectra; None where none were measured."""
+    if isinstance(table, (pd.DataFrame, Mapping)):
+        return None
+    from analysis360.results import load_table
+
+    found = load_table(Path(str(table)), kind="vectors")
+    return None if found.empty else found
 
 
 def _not_empty(table: pd.DataFrame, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import math
 import numbers
@@ -26,6 +27,8 @@ __all__ = [
 
 MAX_DOWNLOAD = 2_000_000
 """Characters of all data: links of a page together."""
+SHORT = 20
+"""Rows of a table that is kept on one printed page."""
 
 
 @dataclass(slots=True)
@@ -45,19 +48,36 @@ class Section:
         look = f' class="{escape(kind)}"' if kind else ""
         self.add(f"<p{look}>{escape(text)}</p>")
 
-    def draw(self, figure: Figure, caption: str, alt: str) -> None:
-        """Append a figure as inline SVG, with what it shows in words."""
+    def draw(
+        self,
+        figure: Figure,
+        caption: str,
+        alt: str,
+        source: str = "",
+        heat: Callable[[Figure], str] | None = None,
+    ) -> None:
+        """Append a figure as inline SVG, with what it shows and from which bytes in words."""
         place = f"{self.anchor}-{sum('<figure' in part for part in self.parts) + 1}"
-        self.add(_figure(figure, caption, alt, place))
+        self.add(_figure(figure, caption, alt, place, source, heat))
 
-    def attempt(self, draw: Callable[[], Figure], caption: str, alt: str) -> bool:
-        """Draw, or say in a sentence why the frames do not hold this figure."""
+    def attempt(
+        self,
+        draw: Callable[[], Figure],
+        caption: str,
+        alt: str,
+        source: str = "",
+        heat: Callable[[Figure], str] | None = None,
+    ) -> bool:
+        """Draw, or say in a sentence why the frames do not hold this figure.
+
+        `heat` gives the JSON of the cells of a heat map, once it is drawn.
+        """
         try:
             figure = draw()
         except Analysis360Error as error:
-            self.add(absent(f"Not drawn. {error}"))
+            self.add(absent(f"Not drawn: {alt}. {error}"))
             return False
-        self.draw(figure, caption, alt)
+        self.draw(figure, caption, alt, source, heat)
         return True
 
     def html(self) -> str:
@@ -101,7 +121,17 @@ def said(value: Any) -> str:
     return str(value) if str(value) else "–"
 
 
-def _figure(figure: Figure, caption: str, alt: str, place: str) -> str:
+HOVER = "Point at a cell, tap it, or use the arrow keys, for its layer, module and value."
+
+
+def _figure(
+    figure: Figure,
+    caption: str,
+    alt: str,
+    place: str,
+    source: str = "",
+    heat: Callable[[Figure], str] | None = None,
+) -> str:
     svg = save_svg(figure)
     # several figures share a page: their ids must not meet
     svg = re.sub(r'\b(id="|xlink:href="#|href="#|url\(#)', rf"\g<1>{place}-", svg)
@@ -109,11 +139,17 @@ def _figure(figure: Figure, caption: str, alt: str, place: str) -> str:
     # in points; width and height would fix the size
     svg = re.sub(r'<svg ([^>]*?)\bheight="[^"]*" ', r"<svg \1", svg, count=1)
     svg = re.sub(r'<svg ([^>]*?)\bwidth="[^"]*" ', r"<svg \1", svg, count=1)
-    look = f'style="max-width:{wide * 8.6:.1f}rem;--least:{wide * 5.6:.0f}rem" role="img"'
-    svg = svg.replace("<svg ", f'<svg {look} aria-label="{escape(alt)}" ', 1)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+    look = f'style="--most:{wide * 8.6:.1f}rem;--least:{wide * 5.6:.0f}rem"'
+    cells = ""
+    if heat is not None:
+        data = f'<script type="application/json" data-heat>{heat(figure)}</script>'
+        cells = f'<p class="readout" aria-live="polite">{escape(HOVER)}</p>{data}'
+    swipe = '<p class="swipe">Wider than this screen: swipe the figure sideways.</p>'
+    bytes_ = f' <span class="source">From: {escape(source)}</span>' if source else ""
     return (
-        f'<figure id="{place}"><div class="paper">{svg}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure id="{place}"><div class="paper" tabindex="0" {look}>{svg}</div>{swipe}{cells}'
+        f"<figcaption>{escape(caption)}{bytes_}</figcaption></figure>"
     )
 
 
@@ -135,8 +171,13 @@ def definitions(pairs: Mapping[str, object]) -> str:
     return f"<dl>{rows}</dl>"
 
 
-def frame_table(frame: pd.DataFrame, caption: str, *, most: int = 200) -> str:
-    """Write a frame as a table that scrolls sideways where the screen is narrow."""
+def frame_table(
+    frame: pd.DataFrame, caption: str, *, most: int = 200, stacked: bool = False
+) -> str:
+    """Write a frame as a table that scrolls sideways where the screen is narrow.
+
+    With `stacked`, for sentences: there a row becomes a card with one line a column.
+    """
     numeric = {c: pd.api.types.is_numeric_dtype(frame[c]) for c in frame.columns}
     head = "".join(
         f'<th scope="col"{_class(numeric[c])}>{escape(str(c).replace("_", " "))}</th>'
@@ -145,22 +186,38 @@ def frame_table(frame: pd.DataFrame, caption: str, *, most: int = 200) -> str:
     lines = []
     for row in frame.head(most).itertuples(index=False, name=None):
         cells = "".join(
-            f"<td{_class(numeric[c], str(v))}>{escape(said(v))}</td>"
+            f"<td{_class(numeric[c], str(v))}{_label(c, v) if stacked else ''}>{_broken(v)}</td>"
             for c, v in zip(frame.columns, row, strict=True)
         )
         lines.append(f"<tr>{cells}</tr>")
     if len(frame) > most:
         caption += f" The first {most:,} of {len(frame):,} rows."
+    look = ' class="stack"' if stacked else ""
+    size = " short" if min(len(frame), most) <= SHORT and not stacked else ""
     return (
-        f'<p class="above">{escape(caption)}</p><div class="wide" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<div class="table{size}"><p class="above">{escape(caption)}</p>'
+        '<div class="wide" tabindex="0">'
+        f"<table{look}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 
 def _class(number: bool, text: str = "") -> str:
     if number:
         return ' class="n"'
-    return ' class="long"' if len(text) > 60 else ""
+    if len(text) > 60:
+        return ' class="long"'
+    return ' class="name"' if len(text) > 20 and " " not in text else ""
+
+
+def _label(column: object, value: Any) -> str:
+    """Give a cell the name of its column, for a narrow screen, and mark one that is empty."""
+    empty = " data-empty" if said(value) == "–" else ""
+    return f' data-label="{escape(str(column).replace("_", " "))}"{empty}'
+
+
+def _broken(value: Any) -> str:
+    """Let a line break where the text has one."""
+    return "<br>".join(escape(line) for line in said(value).splitlines()) or "–"
 
 
 class Downloads:
@@ -174,7 +231,9 @@ class Downloads:
         self._elsewhere = elsewhere
         self._lines: list[str] = []
 
-    def add(self, name: str, frame: pd.DataFrame | None, what: str) -> None:
+    def add(
+        self, name: str, frame: pd.DataFrame | None, what: str, elsewhere: str | None = None
+    ) -> None:
         """Offer `frame` as ``name.csv``, or say where it is if there is no room."""
         if frame is None or frame.empty:
             return
@@ -186,7 +245,7 @@ class Downloads:
             link = f'<a download="{escape(name)}.csv" href="{data}">{escape(name)}.csv</a>'
             self._lines.append(f"<li>{link}: {escape(what)} ({size})</li>")
         else:
-            where = f"{what} ({size}): too large for this page; {self._elsewhere}"
+            where = f"{what} ({size}): too large for this page; {elsewhere or self._elsewhere}"
             self._lines.append(f"<li>{escape(name)}: {escape(where)}</li>")
 
     def html(self) -> str:
@@ -200,10 +259,18 @@ def _data(frame: pd.DataFrame) -> str:
 
 
 def fill(title: str, lede: str, sections: Sequence[Section], footer: str) -> str:
-    """Fill the template."""
-    template = files("analysis360.report").joinpath("template.html").read_text(encoding="utf-8")
+    """Fill the template.
+
+    The page names the digest of its one script and forbids everything else: a string from a log or
+    a file name that would be taken for markup still could run nothing and ask for nothing.
+    """
+    folder = files("analysis360.report")
+    template = folder.joinpath("template.html").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     links = " ".join(f'<a href="#{s.anchor}">{escape(s.heading)}</a>' for s in sections)
     body = "\n".join(section.html() for section in sections)
     return Template(template).substitute(
-        title=escape(title), lede=lede, contents=links, body=body, footer=escape(footer)
-    )
+        title=escape(title), lede=lede, contents=links, body=body, footer=escape(footer),
+        script=script, digest=digest,
+    )  # fmt: skip

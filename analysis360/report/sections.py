@@ -8,6 +8,8 @@ import pandas as pd
 
 from analysis360.plots import plot_benchmarks, plot_moments
 from analysis360.report.apart import RANKED, apart_section
+from analysis360.report.departure import departure_lines
+from analysis360.report.evidence import evidence_lines, evidence_section
 from analysis360.report.gather import Material
 from analysis360.report.page import (
     Downloads,
@@ -18,19 +20,32 @@ from analysis360.report.page import (
     escape,
     frame_table,
 )
-from analysis360.report.training import loss_section
+from analysis360.report.source import bytes_of, file_of
+from analysis360.report.training import gap_lines, loss_section
 from analysis360.report.words import compared, definition, points, rounding, rule, summary
 
 __all__ = ["sections"]
 
 ADAM = ("update_rms", "adam_snr", "adam_snr_null", "grad_norm_ema", "eps_fraction")
+PIECES = {
+    "gaps": "gap of the loss by period",
+    "checks": "checks before the comparison",
+    "departures": "first departure from the band: all tied rows",
+    "crossings": "when each series first left its band",
+    "evidence": "evidence on mechanisms, every piece",
+    "scores": "scores of the branches, by tensor, statistic and checkpoint",
+}
 CHANGE = ("displacement", "rel_displacement", "cosine")
 
 
 def sections(made: Material) -> list[Section]:
     """All sections, in order."""
     first = Section("summary", "Summary")
-    first.add(bullets(summary(made)))
+    first.add(bullets([*summary(made), *gap_lines(made)]))
+    more = [*departure_lines(made), *evidence_lines(made)]
+    if more:
+        first.add("<h3>Branches and evidence</h3>")
+        first.add(bullets(more))
     for point in points(made):
         lines = compared(made, point)
         if lines:
@@ -40,8 +55,8 @@ def sections(made: Material) -> list[Section]:
     if floor and made.apart:
         first.say(floor, "small")
     return [
-        first, loss_section(made), apart_section(made), _moments(made), _benchmarks(made),
-        _methods(made), _provenance(made), _downloads(made),
+        first, loss_section(made), apart_section(made), evidence_section(made),
+        _moments(made), _benchmarks(made), _methods(made), _provenance(made), _downloads(made),
     ]  # fmt: skip
 
 
@@ -59,7 +74,8 @@ def _moments(made: Material) -> Section:
         f"Adam's two moments as stored in the checkpoints (n = {n:,} checkpoints), all tensors "
         f"together. {said_}"
     )
-    section.attempt(lambda: plot_moments(table), caption, "Adam's moments over tokens")
+    alt = "Adam's moments over tokens"
+    section.attempt(lambda: plot_moments(table), caption, alt, bytes_of(made, "adam"))
     return section
 
 
@@ -79,7 +95,8 @@ def _benchmarks(made: Material) -> Section:
         "difference (95 % for one point; not corrected for the number of points). n: items of the "
         "benchmark."
     )
-    section.attempt(lambda: plot_benchmarks(scores), caption, "Benchmark scores over tokens")
+    alt = "Benchmark scores over tokens"
+    section.attempt(lambda: plot_benchmarks(scores), caption, alt, file_of(made, "benchmarks"))
     _gap_table(section, made, scores)
     return section
 
@@ -168,6 +185,17 @@ def _flat(value: Any) -> Any:
     return value
 
 
+def _checkpoints(made: Material) -> pd.DataFrame | None:
+    """Every file that was read, one row each, as the provenance has it."""
+    rows = []
+    for point in (made.provenance or {}).get("checkpoints", []):
+        known = {k: v for k, v in point.items() if not isinstance(v, (dict, list))}
+        hashes = point.get("hashes") or {}
+        for name, size in (point.get("files") or {}).items():
+            rows.append(known | {"file": name, "bytes": size, "hash": hashes.get(name, "")})
+    return pd.DataFrame(rows) if rows else None
+
+
 def _downloads(made: Material) -> Section:
     section = Section("data", "Data of this report")
     here = f"see the Parquet files in the results folder {made.folder}" if made.folder else (
@@ -178,11 +206,14 @@ def _downloads(made: Material) -> Section:
     links.add("spikes_heldout", made.heldout_spikes, "spikes of the held-out loss")
     links.add("benchmarks", made.benchmarks, "benchmark scores and gaps")
     links.add("heldout", made.heldout, "held-out loss")
+    for name, what in PIECES.items():
+        links.add(name, made.pieces.get(name), what)
+    links.add("loss", made.loss, "training loss", f"see {file_of(made, 'loss')}")
+    links.add("checkpoints", _checkpoints(made), "checkpoints that were read: files, bytes, hashes")
     for level in ("all", "layer", "module", "tensor"):
         if level in made.levels:
             links.add(f"table_{level}", made.levels[level].dropna(axis=1, how="all"),
                       f"measured table, level {level}")  # fmt: skip
     links.add("branches_layer", made.apart.get("layer"), "comparison of branches by layer")
-    links.add("loss", made.loss, "training loss")
     section.add(links.html() or absent("No data to download."))
     return section

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis360.errors import Analysis360Error
 from analysis360.plots import plot_loss
 from analysis360.report.gather import Material
-from analysis360.report.page import Section, absent, frame_table
+from analysis360.report.page import Section, absent, frame_table, said
+from analysis360.report.source import file_of
 
-__all__ = ["loss_section"]
+__all__ = ["gap_lines", "loss_section"]
 
 
 def loss_section(made: Material) -> Section:
@@ -28,8 +31,56 @@ def loss_section(made: Material) -> Section:
         (made.heldout_spikes, "held-out loss"),
     ):
         _spike_table(section, spikes, where)
+    _periods(section, made)
     _setback(section, made)
     return section
+
+
+def gap_lines(made: Material) -> list[str]:
+    """Sentence for the summary: the gap of the loss before the first event, and late."""
+    gaps = made.pieces.get("gaps")
+    if gaps is None or gaps.empty:
+        return []
+    told = []
+    for period in ("before", "late"):
+        rows = gaps[gaps["period"].eq(period)]
+        if len(rows) and pd.notna(rows.iloc[0]["gap"]):
+            told.append(f"{period}: {_interval(rows.iloc[0].to_dict())}")
+    if not told:
+        return []
+    return [
+        f"Gap of the training loss, {made.branch} less {made.to}, at matched tokens, in nats per "
+        f"token. {'; '.join(told)}. One pair of branches; not attributed to the spikes."
+    ]
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    low, high = row.get("gap_low"), row.get("gap_high")
+    between = f" ({low:+.4f} to {high:+.4f})" if pd.notna(low) and pd.notna(high) else ""
+    return f"{row['gap']:+.4f}{between}, n = {said(row['n'])} samples"
+
+
+def _periods(section: Section, made: Material) -> None:
+    gaps = made.pieces.get("gaps")
+    if gaps is None or gaps.empty:
+        if "gaps" in made.notes:
+            section.add(absent(f"Gap by period: {made.notes['gaps']}"))
+        return
+    columns = [
+        "period", "from_step", "to_step", "n", "gap", "gap_low", "gap_high", "gap_sd",
+        "setback_steps", "setback_tokens", "status",
+    ]  # fmt: skip
+    section.add(
+        frame_table(
+            gaps[[c for c in columns if c in gaps.columns]],
+            f"Gap of the training loss by period: {made.branch} less {made.to} at matched tokens, "
+            "in nats per token, with its 95 % interval, which allows for the correlation of "
+            "neighbouring samples; gap sd: standard deviation of single samples. Setback: how much "
+            "earlier the reference was first as low. One pair of branches: the gap is not "
+            "attributed to the spikes.",
+            most=60,
+        )
+    )
 
 
 def _draw_loss(section: Section, made: Material) -> None:
@@ -59,7 +110,8 @@ def _draw_loss(section: Section, made: Material) -> None:
             checkpoints=run.checkpoints if run else None,
         )  # fmt: skip
 
-    section.attempt(draw, " ".join(parts), "Loss of all branches over the tokens seen")
+    alt = "Loss of all branches over the tokens seen"
+    section.attempt(draw, " ".join(parts), alt, _sources(made))
 
 
 def _zoom(section: Section, made: Material) -> None:
@@ -97,7 +149,12 @@ def _zoom(section: Section, made: Material) -> None:
         f"The same, from step {int(inside['step'].min()):,} to {int(inside['step'].max()):,}: "
         "around forks and spikes."
     )
-    section.attempt(draw, caption, "Loss around forks and spikes")
+    section.attempt(draw, caption, "Loss around forks and spikes", _sources(made))
+
+
+def _sources(made: Material) -> str:
+    held = f" Held-out loss: {file_of(made, 'heldout')}" if made.heldout is not None else ""
+    return file_of(made, "loss") + held
 
 
 def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> None:
@@ -109,8 +166,8 @@ def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> N
         section.say(f"No spike was found in the {where}.")
         return
     columns = [
-        "branch", "channel", "onset", "peak", "end", "recovery", "onset_tokens", "baseline",
-        "height", "z", "excess_area", "residual",
+        "branch", "channel", "class", "onset", "peak", "end", "recovery", "onset_tokens",
+        "baseline", "height", "z", "excess_area", "residual", "class_reason", "preset",
     ]  # fmt: skip
     sorted_ = spikes.sort_values("channel", key=lambda c: c.ne("sustained"), kind="stable")
     shown = sorted_[[c for c in columns if c in spikes.columns]]
@@ -119,7 +176,8 @@ def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> N
             shown,
             f"Spikes of the {where} (n = {len(spikes)}): sustained first. Onset, peak, end and "
             "recovery are training steps; baseline, height and residual nats; z is height "
-            "in robust standard deviations; excess area nats × steps; – in end: not in the log.",
+            "in robust standard deviations; excess area nats × steps; – in end: not in the log."
+            + (" Class: by the rule in the column class reason." if "class" in shown else ""),
             most=30,
         )
     )
