@@ -1,14 +1,14 @@
 """Spikes planted in logs with real noise: how many are found, and how many alarms are false.
 
-``python -m benchmarks.spikes FOLDER`` with the folder of the real logs (`benchmarks.spike_logs` says
-what is made of them, and was frozen before the detector was tuned); ``--figure FILE`` draws the
-curves. Ends with status 1 where the default at a preset's own rate of false alarms finds less than
-the preset's 95 % interval.
+``python -m benchmarks.spikes FOLDER`` with the folder of the real logs (`benchmarks.spike_logs`
+says what is made of them, and was frozen before the detector was tuned); ``--figure FILE`` draws
+the curves. Ends with status 1 where the default at a preset's own rate of false alarms finds less
+than the preset's 95 % interval.
 
 An alarm is an event of a detector; it finds a planted spike if it begins from 2 steps before its
-first step to before its end. Any other is false. So is one at an outlier of the real noise, and one
-that began earlier and runs over the spike. ZClip's rule is made for gradient norms; here it gets the
-same loss as the others. The default is swept with floor and threshold in their proportion.
+first step to before its end. Any other is false. So is one at an outlier of the real noise, and
+one that began earlier and runs over the spike. ZClip's rule is made for gradient norms; here it
+gets the same loss as the others. The default is swept with floor and threshold in their proportion.
 """
 
 from __future__ import annotations
