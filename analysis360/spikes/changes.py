@@ -48,7 +48,7 @@ def find_changes(
     method : str
         ``"pelt"`` or ``"cusum"``.
     penalty : float, optional
-        PELT: what one more change must gain, in squared robust SD. By default ``2 log n``.
+        PELT: what one more change must gain, in squared robust SD. By default ``3 log n``.
     drift, limit : float
         CUSUM: k and h, in robust SD.
     smallest : int
@@ -74,15 +74,22 @@ def find_changes(
     Notes
     -----
     *Scale.* Robust SD: 1.4826 / sqrt(2) times the median absolute deviation of the successive
-    differences, which a step does not move. If it is 0, every exact change of level counts.
+    differences, which a step does not move. If it is 0, a ten-thousandth of the largest value
+    stands in for it.
 
     *PELT* (Killick, Fearnhead and Eckley 2012) minimises the squared distances from the means of
     the stretches plus the penalty for each change, exactly. It is written out here and held against
     exact dynamic programming: forty lines that need no further package.
 
-    *CUSUM* (Page 1954): with z the distance from the median of the first 8 points of a regime, in
-    robust SD, ``S = max(0, S + z - k)``, and the same for -z; where S passes h a change is said
-    to have begun after S was last 0, and all starts anew there.
+    *CUSUM* (Page 1954; self-starting, Hawkins 1987): with z the distance from the mean of all t
+    points of the regime before, times ``sqrt(t / (t + 1))``, in robust SD, ``S = max(0, S + z -
+    k)``, and the same for -z; where S passes h a change is said to have begun after S was last 0,
+    and all starts anew there.
+
+    *False alarms.* In white Gaussian noise (simulated, 400 series) PELT found a change in 18, 9 and
+    5 % of series of 12, 24 and 40 points, CUSUM in about 13 % of each; with the scale known instead
+    of estimated it would be 3, 2, 1 % and 0 to 7 %. A step of 4 SD in the middle was found to one
+    point in at least 98 and 90 %. (``2 log n``, the usual penalty, gave 30, 23 and 15 %.)
 
     *Interval.* The residuals of the two stretches beside a change are drawn anew with replacement,
     each about its own mean, and the best single change is found again; the 2.5th and 97.5th
@@ -144,10 +151,9 @@ def _series_changes(
         return [{"n": n, "status": f"too few points: {n}, at least {LEAST} are needed"}]
     steps = np.diff(value)
     sigma = float(MAD_TO_SIGMA / np.sqrt(2) * np.median(np.abs(steps - np.median(steps))))
-    # without noise any change of level is one
-    scaled = value / sigma if sigma > 0 else value / (1e-9 * max(np.abs(value).max(), 1e-300))
+    scaled = value / (sigma if sigma > 0 else 1e-4 * max(float(np.abs(value).max()), 1e-300))
     if method == "pelt":
-        cost = 2 * np.log(n) if penalty is None else penalty
+        cost = 3 * np.log(n) if penalty is None else penalty
         at = pelt(scaled, cost, smallest)
     else:
         at = _cusum(scaled, *page)
@@ -205,7 +211,10 @@ def _cusum(value: np.ndarray, drift: float, limit: float) -> list[int]:
     out: list[int] = []
     start = 0
     while start < len(value) - 1:
-        z = value[start:] - np.median(value[start : start + LEAST])
+        count = np.arange(1, len(value) - start)
+        past = np.cumsum(value[start:-1]) / count
+        # the first point of a regime has no past; each other is as one with unit variance
+        z = np.append(0.0, (value[start + 1 :] - past) * np.sqrt(count / (count + 1)))
         sums, since = [0.0, 0.0], [0, 0]
         for at, one in enumerate(z):
             for side, signed in enumerate((one, -one)):

@@ -43,7 +43,7 @@ def test_pelt_is_exact(smallest: int) -> None:
     assert several > 10
 
 
-def series(jump: float, n: int = 30, at: int = 18, seed: int = 0) -> pd.DataFrame:
+def series(jump: float, n: int = 30, at: int = 18, seed: int = 1) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     value = 0.1 * rng.standard_normal(n) + jump * (np.arange(n) >= at)
     steps = 100 * np.arange(n)
@@ -66,20 +66,20 @@ def test_a_jump_is_found_with_its_interval(method: str) -> None:
 def test_interval_of_the_location_covers() -> None:
     """The nominal 95 %, for jumps of 2 SD: few points, so a wide band is asked for."""
     hits = found = 0
-    for seed in range(60):
+    for seed in range(40):
         out = find_changes(series(0.2, 60, 30, seed), "x", bootstrap=200)
         out = out[out["status"] == "ok"]
         if len(out) == 1:
             found += 1
             hits += int(out["low_step"].item() <= 3000 <= out["high_step"].item())
-    assert found >= 30 and hits / found >= 0.85
+    assert found >= 20 and hits / found >= 0.85
 
 
 @pytest.mark.parametrize("method", ["pelt", "cusum"])
 def test_quiet_series_have_few_changes(method: str) -> None:
     calm = pd.concat([series(0.0, seed=s).assign(branch=str(s)) for s in range(60)])
     out = find_changes(calm, "x", method=method, bootstrap=0)
-    assert (out["status"] == "no change").sum() >= 42
+    assert (out["status"] == "no change").sum() >= {"pelt": 50, "cusum": 43}[method]
 
 
 def test_thin_constant_and_unknown_values() -> None:

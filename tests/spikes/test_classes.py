@@ -19,7 +19,7 @@ from tests.spikes.logs import falling, frame
         (50, 0.12, 900, "malignant", "stays 0.1"),
         (600, 0.0, 350, "malignant", "cut: the log ends 49 steps after the onset"),
         (1200, 0.0, 1500, "catastrophic", "no end within 1199 steps (limit 1000)"),
-        (50, 0.0, 356, "", "too few samples follow"),
+        (50, 0.0, 365, "", "too few samples follow"),
     ],
 )
 def test_each_class(length: int, stays: float, size: int, kind: str, reason: str) -> None:

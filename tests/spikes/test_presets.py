@@ -49,7 +49,7 @@ def test_presets_flag_what_a_plain_loop_flags(name: str) -> None:
     values = falling(500, seed=3)
     values[300] += 1
     values[350:353] += 2
-    values[400] -= 1
+    values[250] -= 1
     said = spike_presets().set_index("preset").loc[name]
     window, threshold = (100, 5.0) if name != "zclip" else (said["window"], said["threshold"])
     found = find_spikes(
@@ -60,7 +60,7 @@ def test_presets_flag_what_a_plain_loop_flags(name: str) -> None:
     spans = zip(found["onset"], found["onset"] + found["points"])
     assert [at for low, up in spans for at in range(low, up)] == flagged
     assert set(found["preset"]) == {name} and found["residual"].isna().all()
-    below = found[found["onset"] == 400]
+    below = found[found["onset"] == 250]
     assert len(below) == (name == "olmo2") and (below["height"] < 0).all()
 
 
