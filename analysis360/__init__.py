@@ -62,10 +62,13 @@ if _TYPE_CHECKING:
     from analysis360.results import read_provenance as read_provenance
     from analysis360.runs import list_runs as list_runs
     from analysis360.runs import open_run as open_run
+    from analysis360.spikes import align_spikes as align_spikes
+    from analysis360.spikes import find_changes as find_changes
     from analysis360.spikes import find_spikes as find_spikes
     from analysis360.spikes import spike_gap as spike_gap
     from analysis360.spikes import spike_presets as spike_presets
     from analysis360.spikes import spike_score as spike_score
+    from analysis360.spikes import summarize_gap as summarize_gap
     from analysis360.tokens import rank_tokens as rank_tokens
 
 # Where each public name lives: it is imported when it is first used, so that `import analysis360`
@@ -78,7 +81,8 @@ _HOME = {
     "load_table": "results", "read_provenance": "results",
     "read_loss": "logs", "list_restarts": "logs",
     "find_spikes": "spikes", "spike_gap": "spikes", "spike_score": "spikes",
-    "spike_presets": "spikes",
+    "spike_presets": "spikes", "find_changes": "spikes", "align_spikes": "spikes",
+    "summarize_gap": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
     "score_branches": "branches",
     "branch_divergence": "branches", "growth_exponent": "branches",

@@ -1,14 +1,14 @@
 """Spikes planted in logs with real noise: how many are found, and how many alarms are false.
 
-``python -m benchmarks.spikes FOLDER`` with the folder of the real logs (`benchmarks.spike_logs` says
-what is made of them, and was frozen before the detector was tuned); ``--figure FILE`` draws the
-curves. Ends with status 1 where the default at a preset's own rate of false alarms finds less than
-the preset's 95 % interval.
+``python -m benchmarks.spikes FOLDER`` with the folder of the real logs (`benchmarks.spike_logs`
+says what is made of them, and was frozen before the detector was tuned); ``--figure FILE`` draws
+the curves. Ends with status 1 where the default at a preset's own rate of false alarms finds less
+of all spikes than the preset's 95 % interval; ``below`` marks it for each class of them, too.
 
 An alarm is an event of a detector; it finds a planted spike if it begins from 2 steps before its
-first step to before its end. Any other is false. So is one at an outlier of the real noise, and one
-that began earlier and runs over the spike. ZClip's rule is made for gradient norms; here it gets the
-same loss as the others. The default is swept with floor and threshold in their proportion.
+first step to before its end. Any other is false. So is one at an outlier of the real noise, and
+one that began earlier and runs over the spike. ZClip's rule is made for gradient norms; here it
+gets the same loss as the others. The default is swept with floor and threshold in their proportion.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.common import machine
 from benchmarks.spike_logs import CHECKSUM, Log, checksum, make_logs
 
 SWEEP = {
-    "robust": (2.0, 2.25, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
+    "robust": (2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0),
     "olmo2": (3.0, 4.0, 5.0, 7.0, 9.0),
     "olmo-core": (3.0, 4.0, 5.0, 6.0, 8.0),
     "zclip": (2.5, 4.0, 6.0, 8.0),
@@ -155,7 +155,8 @@ def draw(frame: pd.DataFrame, file: Path) -> None:
                 own["rate"].clip(lower=0.02), own["recall"], bar, fmt=mark, ms=7, color=color,
                 mfc="none", capsize=2,
             )  # fmt: skip
-        ax.set(xscale="log", ylim=(-0.02, 1.02), title=f"{part} (n = {here['n'].iloc[0]})")
+        ax.set(xscale="log", ylim=(-0.02, 1.02))
+        ax.set_title(f"{part} (n = {here['n'].iloc[0]})", fontsize=9)
         ax.grid(alpha=0.3)
     for ax in axes[len(names) :]:
         ax.set_axis_off()
@@ -186,7 +187,7 @@ def main() -> int:
     if given.figure:
         draw(frame, given.figure)
     print(f"\n{time.perf_counter() - begun:.0f} s")
-    return int(bool(table["below"].any()))
+    return int(bool(table.loc[table["part"] == "all", "below"].any()))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""The detector on planted spikes, and on published logs whose spikes are known."""
+"""The robust detector on planted spikes."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,26 +9,8 @@ import pandas as pd
 import pytest
 
 from analysis360.errors import LogError
-from analysis360.logs import read_loss
-from analysis360.spikes import find_spikes, spike_gap, spike_score
-
-LOGS = Path(__file__).parents[2] / "../shared/logs"
-real = pytest.mark.skipif(not LOGS.is_dir(), reason="the published logs are not beside the project")
-
-
-def falling(n: int = 600, noise: float = 0.02, seed: int = 0) -> np.ndarray:
-    """Make a loss as real ones are: a slow fall in log step, and noise."""
-    rng = np.random.default_rng(seed)
-    return 4.0 - 0.2 * np.log1p(np.arange(n)) + noise * rng.standard_normal(n)
-
-
-def frame(
-    values: Any, branch: str = "a", parent: str | None = None, start: int = 0
-) -> pd.DataFrame:
-    steps = start + np.arange(len(values))
-    return pd.DataFrame(
-        {"branch": branch, "parent": parent, "step": steps, "tokens": steps * 1000, "loss": values}
-    ).astype({"step": "Int64", "tokens": "Int64", "parent": "str"})
+from analysis360.spikes import find_spikes
+from tests.spikes.logs import falling, frame
 
 
 def only(found: pd.DataFrame) -> pd.Series:
@@ -231,98 +211,3 @@ def test_frames_that_are_no_log() -> None:
         find_spikes(pd.concat([log, log]))
     with pytest.raises(LogError, match="1 rows have no step"):
         find_spikes(log.assign(step=log["step"].where(log["step"] > 0)))
-
-
-def test_score_counts_both_sides_and_leaves_out_what_is_not_finite() -> None:
-    values = np.sin(np.arange(400.0))
-    values[300], values[350] = 50, -50
-    assert spike_score(values, window=100) == 0.5
-    assert spike_score(np.append(values, np.nan), window=100) == 0.5
-    assert spike_score(np.ones(200), window=100) == 0.0
-    assert np.isnan(spike_score(values, window=400))
-
-
-def test_gap_and_setback_of_a_known_pair() -> None:
-    normal = np.linspace(5, 1, 401)
-    spiked = np.concatenate([normal[200:220] + 1, normal[170:331]])  # then 50 samples behind
-    log = pd.concat([frame(normal, "n"), frame(spiked, "s", "n", 200)])
-    gap = spike_gap(log, "s", "n")
-    assert gap["step"].tolist() == list(range(200, 381))
-    late = gap[gap["step"] > 225]
-    assert np.allclose(late["gap"], 0.5) and late["setback_steps"].eq(50).all()
-    assert late["setback_tokens"].eq(50_000).all()
-    back = spike_gap(log, "n", "s")
-    ahead = back[(back["step"] > 225) & (back["step"] <= 325)]
-    assert np.allclose(ahead["gap"], -0.5) and ahead["setback_steps"].eq(-50).all()
-    assert back.loc[back["step"] > 335, "setback_steps"].isna().all()  # never got that low
-    assert np.allclose(back.loc[back["step"] < 200, "gap"], 0)  # their common past
-
-
-def test_gap_is_matched_by_tokens_not_by_step() -> None:
-    log = pd.DataFrame({
-        "branch": ["n", "n", "s", "s"], "parent": None, "step": [1, 2, 10, 20],
-        "tokens": [100, 200, 100, 200], "loss": [4.0, 3.0, 5.0, 5.0],
-    })  # fmt: skip
-    assert spike_gap(log, "s", "n", smooth=1)["gap"].tolist() == [1.0, 2.0]
-    with pytest.raises(
-        LogError, match="no step is in both branches: 's' has 10 … 20; 'n' has 1 … 2"
-    ):
-        spike_gap(log.drop(columns="tokens"), "s", "n")
-    with pytest.raises(LogError, match=r"no branch 'x'.*\['n', 's'\]"):
-        spike_gap(log, "x", "n")
-
-
-def pair() -> tuple[pd.DataFrame, pd.DataFrame]:
-    spiky = read_loss(LOGS / "wmt_transformer_spiky/measurements.csv", branch="spiky")
-    return spiky, read_loss(LOGS / "wmt_transformer_normal/measurements.csv", branch="normal")
-
-
-@real
-def test_spiky_twin_has_its_five_spikes_and_the_other_none() -> None:
-    spiky, normal = pair()
-    found = find_spikes(pd.concat([spiky, normal]))
-    assert set(found["branch"]) == {"spiky"}
-    found = found[found["channel"] == "sustained"].reset_index(drop=True)
-    reference = pd.DataFrame(
-        json.loads((LOGS / "reference_segmentation.json").read_text())["ap_t1_spiky_s2"]
-    )
-    assert len(found) == len(reference) == 5
-    for mark in ("onset", "peak", "end"):
-        assert ((found[mark] - reference[mark]).abs() <= 200).all(), mark  # 2 samples
-    np.testing.assert_allclose(found["height"], reference["height"], rtol=0.02)
-    # the first spike has no other one in its baseline, so everything but the residual is the same
-    for name in ("end", "recovery", "baseline", "sigma", "height", "z", "excess_area"):
-        assert found[name].iloc[0] == pytest.approx(reference[name].iloc[0], rel=2e-3)
-
-
-@real
-def test_gpt2_has_only_outliers_of_the_data() -> None:
-    log = read_loss(LOGS / "gpt2_124m/main.log")
-    found = find_spikes(log)
-    counts = json.loads((LOGS / "reference_counts.json").read_text())["llmc_124m"]
-    assert found["channel"].eq("fast").all() and len(found) == counts["mad6_events"] == 21
-    listed = [first for first, _ in counts["mad6_floor5pct_events_steps"]]
-    assert found["onset"].tolist()[: len(listed)] == listed
-
-
-@real
-def test_spike_score_gives_the_reference_counts() -> None:
-    counts = json.loads((LOGS / "reference_counts.json").read_text())
-    spiky, normal = pair()
-    llmc = read_loss(LOGS / "gpt2_124m/main.log")
-    for name, log in (("ap_t1_spiky_s2", spiky), ("ap_t1_normal_s0", normal), ("llmc_124m", llmc)):
-        said = counts[name]
-        score = spike_score(log["loss"], window=said["olmo_w"])
-        assert score == pytest.approx(said["olmo7_score_pct"], abs=1e-4)
-        assert round(score * len(log) / 100) == said["olmo7_count"]
-        score = spike_score(log["grad_norm"], window=said["olmo_w"])
-        assert score == pytest.approx(said["olmo7_gradnorm_score_pct"], abs=1e-4)
-
-
-@real
-def test_spiky_twin_stays_behind_after_its_spikes() -> None:
-    gap = spike_gap(pd.concat(pair()), "spiky", "normal")
-    before = gap[gap["step"].between(10_000, 19_000)]
-    after = gap[gap["step"].between(24_000, 28_000)]
-    assert abs(before["gap"].mean()) < 0.02 and 0.02 < after["gap"].mean() < 0.10
-    assert after["setback_steps"].median() > 5_000
