@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis360.core import Batch, Checkpoint, LearningRate, Run
+from analysis360.core import Batch, Checkpoint, Run
 from analysis360.errors import LogError, TableError
 from analysis360.logs import list_restarts, read_loss
+from analysis360.runs import open_run
 
 BATCH = Batch(start=2, stop=8, by=2, samples=30, length=16)
 
@@ -23,11 +24,8 @@ def run_with(tmp_path, ratios: list[int | None], batch: Batch | None = None) -> 
         Checkpoint("r", "main", n, n, None if r is None else n * r, "", "", str(n))
         for n, r in points
     )
-    rate = LearningRate(1e-3, 1e-4, 2, 100, batch=batch)
     (tmp_path / "train.csv").write_text("step,loss\n1,3\n5,2\n")
-    return Run(
-        "r", "", str(tmp_path), entries, learning_rate=rate, sources={"loss": ("train.csv",)}
-    )
+    return Run("r", "", str(tmp_path), entries, batch=batch, sources={"loss": ("train.csv",)})
 
 
 def test_what_is_logged_stays() -> None:
@@ -92,6 +90,15 @@ def test_a_batch_that_rose_is_followed(tmp_path) -> None:
     assert frame["samples"].tolist() == [seen[1], seen[5]]
     assert frame["tokens"].tolist() == [seen[1] * 16, seen[5] * 16]
     assert set(frame["tokens_from"]) == {"the run's batch plan"}
+
+
+def test_the_description_tells_the_sequence_length(tmp_path) -> None:
+    (tmp_path / "step_1.pt").touch()
+    said = '[checkpoints]\npattern = "step_{step}.pt"\ntokens_per_step = 64\nsequence_length = 16\n'
+    (tmp_path / "analysis360.toml").write_text(said + '[sources]\nloss = "train.csv"\n')
+    (tmp_path / "train.csv").write_text("step,loss\n1,3\n5,2\n")
+    frame = read_loss(open_run(tmp_path))
+    assert frame["samples"].tolist() == [4, 20] and set(frame["samples_from"]) == {"step × 4"}
 
 
 def test_a_loss_frame_that_was_saved_is_read_again(tmp_path) -> None:
