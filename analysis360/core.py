@@ -192,6 +192,10 @@ class Run:
         Where its makers put what is not in `home`, for people to open: ``loss``, ``benchmarks``,
         ``paper``, ``code``…
     layers, modules : selections of tensors, see `select`
+    batch : Batch or None
+        Where the number of sequences a step rose with training.
+    sequence_length : int or None
+        Tokens of a sequence.
     """
 
     name: str
@@ -207,6 +211,8 @@ class Run:
     published: Mapping[str, str] = field(default_factory=dict)
     layers: Selector = None
     modules: Selector = None
+    batch: Batch | None = None
+    sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", frozen(self.layers))

@@ -96,7 +96,7 @@ _KEYS: Mapping[str, Any] = {
         "pattern": _TEXT, "folder": _TEXT, "steps_per_number": _COUNT, "tokens_per_step": _COUNT,
         "unnamed_branch": _TEXT, "unstepped_branches": _TEXTS, "folders": _YES,
         "steps_at_zero": _STEP, "steps_before": {"*": _STEP}, "numbers": {"*": _STEP},
-        "steps": _STEPS, "files": _TEXTS,
+        "steps": _STEPS, "files": _TEXTS, "sequence_length": _COUNT,
         "batch": {"start": _COUNT, "stop": _COUNT, "by": _COUNT, "samples": _COUNT,
                   "length": _COUNT},
     },

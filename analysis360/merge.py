@@ -16,6 +16,9 @@ from analysis360.errors import FormatError
 
 __all__ = ["merge_runs", "same_files"]
 
+_AGREED = ("family", "learning_rate", "layers", "modules", "batch", "sequence_length")
+"""Of these the runs that say anything must say the same."""
+
 _PIECE = 1 << 24  # bytes read at once, where files are to be read
 
 
@@ -81,7 +84,7 @@ def merge_runs(
         known = ", ".join(run.name for run in runs)
         raise FormatError(f"rename={sorted(unknown)}: no such runs; there are {known}")
     entries = _entries(runs, duplicates)
-    said = {k: _agreed(runs, k) for k in ("family", "learning_rate", "layers", "modules")}
+    said = {k: _agreed(runs, k) for k in _AGREED}
     return Run(
         name=name, title=" + ".join(dict.fromkeys(run.title for run in runs)),
         home=", ".join(dict.fromkeys(run.home for run in runs)),

@@ -176,6 +176,8 @@ def are_tensors(names: Iterable[str]) -> bool:
 def described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[Checkpoint]) -> Run:
     """Make a run of its description, which may be empty, and its checkpoints."""
     run, forks = said.get("name", name), said.get("forks", ())
+    batch: Batch | None = said.get("checkpoints", {}).get("batch")
+    length = said.get("checkpoints", {}).get("sequence_length")
     entries = _once(_parented(entries, forks), home)
     ordered = sorted(entries, key=lambda c: (c.branch, c.order, c.name))
     return Run(
@@ -183,7 +185,8 @@ def described(said: Mapping[str, Any], name: str, home: str, entries: Sequence[C
         entries=tuple(replace(c, run=run) for c in ordered), family=said.get("family"),
         adam=said.get("adam"), learning_rate=said.get("learning_rate"), forks=forks,
         events=said.get("events", ()), sources=said.get("sources", {}),
-        published=said.get("published", {}),
+        published=said.get("published", {}), batch=batch,
+        sequence_length=length or (batch.length if batch else None),
     )  # fmt: skip
 
 

@@ -37,8 +37,7 @@ def read(source: Source) -> pd.DataFrame:
                 continue
             # GPT-NeoX has "samples/sec: 7.8 |" before the iteration
             values = _values(line[: found.start()]) | _values(found.group(2))
-            loss = next((name for name in values if name in ("lm loss", "lm_loss")), "lm loss")
-            rows.add(at, found.group(1), {loss: ""} | values, loss)
+            rows.add(at, found.group(1), {"lm loss": "nan"} | values, "lm loss")
     return rows.frame()
 
 
@@ -47,7 +46,7 @@ def _values(text: str) -> dict[str, str]:
     for part in text.split("|"):
         name, colon, value = part.rpartition(":")
         if colon and (plain := number(value)):
-            said[" ".join(name.split())] = plain
+            said[" ".join(name.replace("_", " ").split())] = plain  # GPT-NeoX: "lm_loss"
     return said
 
 

@@ -57,8 +57,8 @@ def read_loss(
         the run's checkpoints, where these agree on one whole number. Also finds the steps of a log
         that counts tokens alone.
     sequence_length : int, optional
-        Tokens of a sample, to make samples of tokens and tokens of samples. By default that of the
-        run's batch, where it is known.
+        Tokens of a sample, to make samples of tokens and tokens of samples. By default the
+        run's own, where its description tells (``[checkpoints] sequence_length`` or ``batch``).
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """TensorBoard event files: every scalar, as written, with the package ``tensorboard``.
 
 Read by the loader under TensorBoard's own event accumulator, not by the accumulator, which keeps a
-sample of each tag (10,000 points) and throws away what a restart overwrote.
+sample of each tag (10,000 points) and, where a restart is marked, throws away what it overwrote.
 """
 
 from __future__ import annotations
@@ -75,7 +75,6 @@ def _files(source: Source) -> list[Path]:
 def _scalars(path: Path, counts: dict[str, int]) -> Iterator[tuple[int, str, float]]:
     """Step, tag and value in the order of writing."""
     try:
-        from tensorboard import data_compat
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto import event_pb2
         from tensorboard.util import tensor_util
@@ -86,11 +85,17 @@ def _scalars(path: Path, counts: dict[str, int]) -> Iterator[tuple[int, str, flo
         ) from missing
     whole, counts["truncated"] = _records(path)
     done = 0
+    scalar: set[str] = set()  # a tag says only once what it is
     for record in RawEventFileLoader(str(path)).Load():
         done += 1
-        event = data_compat.migrate_event(event_pb2.Event.FromString(record))
+        event = event_pb2.Event.FromString(record)
         for value in event.summary.value:
-            if value.HasField("tensor") and value.metadata.plugin_data.plugin_name == "scalars":
+            if value.HasField("simple_value"):
+                yield event.step, value.tag, value.simple_value
+                continue
+            if value.metadata.plugin_data.plugin_name == "scalars":
+                scalar.add(value.tag)
+            if value.tag in scalar and value.HasField("tensor"):
                 yield event.step, value.tag, float(tensor_util.make_ndarray(value.tensor))
     if done < whole:  # the loader stops without a word
         raise LogError(f"{path}: record {done} of {whole} is damaged: its checksum is wrong")

@@ -67,9 +67,9 @@ def units_of(run: Run | None, tokens_per_step: int | None, sequence_length: int 
     given = Units(tokens_per_step, sequence_length)
     if run is None:
         return given
-    batch = run.learning_rate.batch if run.learning_rate else None
-    if batch is not None:
-        given = replace(given, sequence_length=sequence_length or batch.length)
+    batch = run.batch
+    length = sequence_length or run.sequence_length or (batch.length if batch else None)
+    given = replace(given, sequence_length=length)
     if tokens_per_step is not None:
         return given
     known = [c for c in run.entries if c.step and c.tokens is not None]

@@ -12,10 +12,14 @@ from analysis360.logs import formats, parse_log, read_loss
 from analysis360.logs.source import Source
 from tests.logs.samples import LR, ROWS, SAMPLES, write_sample
 
-every = pytest.mark.parametrize("name", list(SAMPLES))
+PARAMS = [
+    # loads wandb, which takes a second
+    pytest.param(name, marks=pytest.mark.slow) if name == "wandb_offline" else name
+    for name in SAMPLES
+]
 
 
-@pytest.fixture(params=list(SAMPLES))
+@pytest.fixture(params=PARAMS)
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """Name of a format and a log of it."""
     if request.param == "tensorboard":

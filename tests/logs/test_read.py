@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from analysis360.core import Checkpoint, Fork, Run
 from analysis360.errors import LogError
-from analysis360.logs import SYNONYMS, read_loss
+from analysis360.logs import SYNONYMS, formats, list_restarts, parse_log, read_loss
+from analysis360.logs.source import Source
 
 LOGS = Path(__file__).parents[2] / "../shared/logs"
 real = pytest.mark.skipif(not LOGS.is_dir(), reason="the published logs are not beside the project")
@@ -268,3 +269,39 @@ def test_published_logs() -> None:
     ]  # fmt: skip
     assert first["tokens"].iloc[0] == 97829879808
     assert len(bloom) == 65 and bloom.attrs["log"]["overwritten_rows"] == 11
+    # the chronicles quote two restarts of the 104B model, and six first steps of the 176B one
+    restarts = list_restarts(bloom)
+    assert restarts["branch"].tolist() == ["tr11-176B-ml-prequel"] * 5 + ["tr8-104B-wide"] * 2
+    assert restarts["lost_rows"].sum() == 11
+    # samples were logged; where tokens were not, they follow from the sequence length
+    assert first["samples"].iloc[0] == 47768496 and set(first["samples_from"]) == {"logged"}
+    with_length = read_loss(LOGS / "bloom/bloom_iterations.csv", sequence_length=2048)
+    assert with_length["tokens"].notna().sum() >= bloom["tokens"].notna().sum()
+
+
+@real
+@pytest.mark.parametrize(
+    ("name", "format_"),
+    [
+        ("wmt_transformer_spiky/measurements.csv", "delimited"),
+        ("wmt_transformer_normal/eval_measurements.csv", "delimited"),
+        ("bloom/bloom_iterations.csv", "delimited"),
+        ("gpt2_124m/main.log", "llmc"),
+    ],
+)
+def test_published_logs_cut_anywhere(tmp_path: Path, name: str, format_: str) -> None:
+    data = (LOGS / name).read_bytes()
+    start = data[: data.index(b"\n", min(8_000, len(data) - 200)) + 1]
+    (tmp_path / "whole").write_bytes(start)
+    source = Source(tmp_path / "whole")
+    assert next(n for n, one in formats.items() if one.sniff(source)) == format_
+    whole = parse_log(tmp_path / "whole")
+    for byte in np.random.default_rng(0).integers(len(start) - 1500, len(start), 8):
+        (tmp_path / "cut").write_bytes(start[: int(byte)])
+        cut = parse_log(tmp_path / "cut")
+        lines = start[: int(byte)].count(b"\n")
+        assert cut.index.max() <= lines + 1  # none is made up
+        kept = cut.index[cut.index <= lines].intersection(whole.index)  # but the line with the cut
+        shared = [column for column in cut.columns if column in whole.columns]
+        pd.testing.assert_frame_equal(cut.loc[kept, shared], whole.loc[kept, shared])
+        assert len(kept) == (whole.index <= lines).sum()
