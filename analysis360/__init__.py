@@ -23,8 +23,12 @@ if _TYPE_CHECKING:
     from analysis360.benchmarks import join_benchmarks as join_benchmarks
     from analysis360.benchmarks import read_benchmarks as read_benchmarks
     from analysis360.branches import branch_divergence as branch_divergence
+    from analysis360.branches import check_branches as check_branches
     from analysis360.branches import compare_branches as compare_branches
+    from analysis360.branches import first_crossings as first_crossings
+    from analysis360.branches import first_departure as first_departure
     from analysis360.branches import growth_exponent as growth_exponent
+    from analysis360.branches import rank_agreement as rank_agreement
     from analysis360.branches import rank_layers as rank_layers
     from analysis360.branches import score_branches as score_branches
     from analysis360.branches import shares as shares
@@ -84,7 +88,8 @@ _HOME = {
     "spike_presets": "spikes", "find_changes": "spikes", "align_spikes": "spikes",
     "summarize_gap": "spikes",
     "compare_branches": "branches", "rank_layers": "branches", "shares": "branches",
-    "score_branches": "branches",
+    "score_branches": "branches", "first_departure": "branches", "first_crossings": "branches",
+    "check_branches": "branches", "rank_agreement": "branches",
     "branch_divergence": "branches", "growth_exponent": "branches",
     "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",

@@ -17,6 +17,11 @@ __all__ = ["FRAMES", "list_statistics"]
 FRAMES: tuple[tuple[str, str, str], ...] = (
     ("branches", "compare_branches", "S10"),
     ("branches", "rank_layers", "S10"),
+    ("branches", "rank_agreement", "S10"),
+    ("branches", "score_branches", "S10"),
+    ("branches", "first_departure", "S10"),
+    ("branches", "first_crossings", "S10"),
+    ("branches", "check_branches", "S10"),
     ("branches", "shares", "S6"),
     ("branches", "branch_divergence", "S10"),
     ("branches", "growth_exponent", "S10"),

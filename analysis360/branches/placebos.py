@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 from analysis360.branches.compare import MATCHED, check_names, compare_branches
 from analysis360.errors import TableError
+from analysis360.table import check_table, statistic_columns
 
 __all__ = ["Z_OF", "score_branches"]
 
@@ -36,6 +37,7 @@ _SERIES = ["run", *_ROW, "statistic"]
 _COLUMNS = [
     "run", *_ROW, *_CHECKPOINT, "tokens_since", "phase", "statistic", "value", "reference",
     "effect", "effect_kind", "scatter", "z", "placebos", "label", "status", "branch", "to",
+    "fork_step",
 ]  # fmt: skip
 
 _SAME = 1e-9
@@ -93,7 +95,8 @@ def score_branches(
         - ``scatter``: standard deviation of the effect between `to` and the placebos (see Notes);
           ``z``; ``placebos``, how many were there;
         - ``label``: ``"calibrated"``, or ``"descriptive"`` without placebos; ``status``;
-        - ``branch``, ``to``, and for each placebo ``"z of <name>"``, its own score when it takes
+        - ``branch``, ``to``, ``fork_step``, where that checkpoint is known, and for each placebo
+          ``"z of <name>"``, its own score when it takes
           the place of `branch`.
 
     Raises
@@ -144,7 +147,13 @@ def score_branches(
         check_names(table, name, to)
     apart = compare_branches(table, branch, to, statistics=statistics)
     apart = apart[[*_SERIES, *_CHECKPOINT, "tokens_since", "value", "reference", "status"]]
-    apart, held = _with_placebos(apart, table, named, to, statistics)
+    table = check_table(table)
+    # all that was measured tells where they parted, also if little of it is asked for
+    forks = _forks(table, [branch, *named], to)
+    own = apart["run"].map({r: tokens for (r, b), tokens in forks.items() if b == branch})
+    since = apart["tokens"] - own.astype("Int64")
+    apart["tokens_since"] = since.where(since.ge(0).fillna(False))
+    apart, held = _with_placebos(apart, table, branch, named, forks)
     pieces = []
     for run, rows in apart.groupby("run", sort=False):
         rows = _effects(rows.reset_index(drop=True), held)
@@ -153,37 +162,77 @@ def score_branches(
         start = _onset(spikes, branch, str(run), rows) if onset is None else onset
         rows["phase"] = _phase(rows["step"], start)
         rows["placebos"] = rows[[f"value of {name}" for name in there]].notna().sum(axis=1)
+        rows["fork_step"] = _fork_step(rows, table[table["run"] == run])
         pieces.append(rows)
     out = pd.concat(pieces, ignore_index=True).assign(branch=branch, to=to)
     text = dict.fromkeys(("phase", "label", "status", "effect_kind", "branch", "to"), "str")
     return out.reindex(columns=[*_COLUMNS, *(Z_OF + n for n in named)]).astype(
-        text | {"placebos": "Int64"}
+        text | {"placebos": "Int64", "fork_step": "Int64"}
     )
 
 
 def _with_placebos(
     apart: pd.DataFrame,
     table: pd.DataFrame,
+    branch: str,
     named: Sequence[str],
-    to: str,
-    statistics: Sequence[str] | None,
+    forks: dict[tuple[str, str], int],
 ) -> tuple[pd.DataFrame, list[str]]:
     """Values of the placebos beside those of the branch, where their fork is the same."""
     clock = "tokens" if apart["tokens"].notna().all() else "step"
-    held = []
+    statistics = list(dict.fromkeys(apart["statistic"]))
+    cell = ["run", *_ROW, clock]
+    points = apart[cell].dropna(subset=[clock]).drop_duplicates()
+    points = points.assign(cell=np.arange(len(points)))
+    at = apart.merge(points, on=cell, how="left")["cell"].fillna(-1).to_numpy(dtype=np.int64)
+    which = pd.Index(statistics).get_indexer(apart["statistic"])
+    alone = table[table["against"].ne("partner") & table["branch"].isin([branch, *named])]
+    reference = [c for c in ("reference_step",) if c in alone]
+    found = alone[["branch", *cell, *reference, *statistics]].merge(points, on=cell)
+    mine = found[found["branch"] == branch].set_index("cell")
     for name in named:
-        try:
-            other = compare_branches(table, name, to, statistics=statistics)
-        except TableError:  # it has no checkpoint of `to`'s
-            continue
-        other = other[[*_SERIES, clock, "tokens_since", "value"]].dropna(subset=[clock])
-        other = other.rename(columns={"value": f"value of {name}", "tokens_since": "its"})
-        apart = apart.merge(other, on=[*_SERIES, clock], how="left")
-        elsewhere = apart["its"].ne(apart["tokens_since"]).fillna(False)
-        apart = apart.drop(columns="its")
-        apart.loc[elsewhere, f"value of {name}"] = np.nan
-        held.append(name)
-    return apart, held
+        rows = found[found["branch"] == name].set_index("cell")
+        if reference:  # measured against a checkpoint of another step
+            theirs, ours = (x["reference_step"].reindex(rows.index) for x in (rows, mine))
+            rows = rows[~theirs.ne(ours).fillna(False)]
+        off = [
+            r for r, b in forks if b == name and forks.get((r, branch)) not in (None, forks[r, b])
+        ]
+        rows = rows[~rows["run"].isin(off)]
+        values = np.full((len(points) + 1, len(statistics)), np.nan)  # the last for cell -1
+        values[rows.index] = rows[statistics].to_numpy(dtype=np.float64, na_value=np.nan)
+        apart[f"value of {name}"] = values[at, which]
+    return apart, [name for name in named if apart[f"value of {name}"].notna().any()]
+
+
+def _forks(table: pd.DataFrame, names: Sequence[str], to: str) -> dict[tuple[str, str], int]:
+    """Tokens at which each branch left `to`, by run and branch, as `compare_branches` finds them.
+
+    A checkpoint of one branch is that of another if the sums over its rows of a hash are equal.
+    """
+    alone = table[(table["against"] == "") & table["tokens"].notna()]
+    cell = alone.groupby(_ROW, dropna=False, sort=False).ngroup()
+    values = alone[statistic_columns(alone)].select_dtypes("number").astype("float64")
+    said = pd.util.hash_pandas_object(values.assign(cell=cell), index=False)
+    keys = [alone["run"], alone["branch"], alone["tokens"].astype("int64")]
+    points = said.groupby(keys).sum()
+    found = {}
+    for run in pd.unique(alone["run"]):
+        mine = points.loc[run]
+        theirs = mine.loc[to] if to in mine.index else pd.Series(dtype="uint64")
+        for name in (n for n in names if n in mine.index):
+            own = mine.loc[name]
+            both = own.index.intersection(theirs.index).sort_values()
+            same = own.loc[both].to_numpy() == theirs.loc[both].to_numpy()
+            leading = both[np.logical_and.accumulate(same)]
+            begin = max(own.index.min(), theirs.index.min()) if len(theirs) else 0
+            pair = own.index.union(theirs.index)
+            whole = mine.index.get_level_values(1)
+            for part in (leading, pair[pair < begin], whole[whole < begin]):
+                if len(part):
+                    found[str(run), name] = int(part.max())
+                    break
+    return found
 
 
 def _effects(rows: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
@@ -227,7 +276,8 @@ def _calibrated(rows: pd.DataFrame, there: Sequence[str]) -> pd.DataFrame:
     for name, z in zip(there, scores[1:]):
         rows[Z_OF + name] = z
     said = np.where(rows["z"].isna(), NO_SCATTER, MATCHED)
-    said = np.where(np.isnan(effects[:, 1:]).any(axis=1), "not in every placebo", said)
+    said = np.where(np.isnan(effects[:, 2:]).any(axis=1), "not defined in every placebo", said)
+    said = np.where(np.isnan(effects[:, 1]), "not defined", said)
     said = np.where(after, said, AT_FORK)
     rows["status"] = rows["status"].where(rows["status"].ne(MATCHED), said)
     return rows
@@ -319,7 +369,7 @@ def normal_score(t: Values, freedom: Values) -> Values:
         tail = scipy_stats.t.sf(size, nu)
         # the incomplete beta function I_x(nu/2, 1/2) for small x, halved
         log = np.log(0.5) - np.log(nu / 2) - special.betaln(nu / 2, 0.5)
-        log = log + nu / 2 * (np.log(nu) - np.log(nu + size**2))
+        log = log + nu / 2 * (np.log(nu) - np.logaddexp(np.log(nu), 2 * np.log(size)))
         log = np.where(tail > 1e-280, np.log(tail), log)
         z = np.where(np.isinf(size), np.inf, -special.ndtri_exp(log))
     return np.where(np.isnan(size) | np.isnan(nu), np.nan, np.sign(t) * z) + 0.0
@@ -331,12 +381,10 @@ def _descriptive(rows: pd.DataFrame) -> pd.DataFrame:
     effect = rows["effect"].where(np.isfinite(rows["effect"]))
     keys = [rows[column] for column in like]
 
-    def of(values: pd.Series, how: str) -> pd.Series:
-        return values.groupby(keys, dropna=False).transform(how)
-
-    off = effect - of(effect, "median")
-    scale = 1.4826 * of(off.abs(), "median")
-    enough = of(effect, "count") >= _FEWEST
+    centre = effect.groupby(keys, dropna=False).transform("median")
+    off = effect - centre
+    scale = 1.4826 * off.abs().groupby(keys, dropna=False).transform("median")
+    enough = effect.groupby(keys, dropna=False).transform("count") >= _FEWEST
     z = (off / scale).where(enough & (scale > rows["rounding"]))
     said = np.where(z.notna(), MATCHED, f"fewer than {_FEWEST} tensors of this module, or equal")
     status = rows["status"].where(rows["status"].ne(MATCHED), said)
@@ -356,6 +404,16 @@ def _onset(spikes: pd.DataFrame | None, branch: str, run: str, rows: pd.DataFram
     if "channel" in mine and mine["channel"].eq("sustained").any():
         mine = mine[mine["channel"].eq("sustained")]
     return int(mine["onset"].min()) if len(mine) else None
+
+
+def _fork_step(rows: pd.DataFrame, table: pd.DataFrame) -> int | None:
+    """Step of the checkpoint from which tokens since the fork are counted."""
+    since = rows.dropna(subset=["tokens", "tokens_since"])
+    if since.empty:
+        return None
+    fork = since["tokens"].iloc[0] - since["tokens_since"].iloc[0]
+    steps = table.loc[table["tokens"].eq(fork).fillna(False), "step"].dropna()
+    return int(steps.iloc[0]) if len(steps) else None
 
 
 def _phase(step: pd.Series, onset: int | None) -> Sequence[str]:
