@@ -48,7 +48,9 @@ def _count(case: Case, name: str) -> Piece:
         return Piece(AGAINST, said, name, 0.0, 0.0, "elements", n=len(rows), needs="every element",
                      source="closed form")  # fmt: skip
     # a run that diverges has infinities too: only what came before the onset was not its doing
-    direction = INCONCLUSIVE if name.endswith("nonfinite") and rows["step"][at] > case.early else FOR
+    direction = (
+        INCONCLUSIVE if name.endswith("nonfinite") and rows["step"][at] > case.early else FOR
+    )
     return Piece(direction, said, name, value, 0.0, "elements", str(rows["name"][at]),
                  int(rows["step"][at]), len(rows), "", "closed form", "every element",
                  "decisive")  # fmt: skip

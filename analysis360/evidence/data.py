@@ -29,6 +29,10 @@ Values = npt.NDArray[np.float64]
 SMALL_EMBEDDING, ORDINARY_EMBEDDING = 0.01, 0.05
 """RMS of an embedding that feeds an RMSNorm: gradients go as its inverse."""
 
+TAKES_OVER = 1.0
+"""log2 of the least growth of the embedding's share: any spike shifts shares by some tens of
+percent, and what is reported of this mechanism is more than that."""
+
 PASSING = 100
 """Steps above which a spike is no passing one: K2's own rule (second-hand)."""
 
@@ -63,8 +67,9 @@ def _embedding_share(case: Case) -> Effects:
     except TableError:
         return replace(made, mine=made.mine.iloc[:0], why="the table is not per tensor")
     name = "grad_norm_ema_share"
-    whole = replace(case, table=rows.assign(state="adam"), _made={})
-    return replace(whole.effects(name).map(of_modules("embed")), statistic="grad_norm_ema share")
+    whole = replace(case, table=rows, _made={})
+    made = whole.effects(name, floor=TAKES_OVER)
+    return replace(made.map(of_modules("embed")), statistic="grad_norm_ema share")
 
 
 def _small_embedding(case: Case) -> Piece:

@@ -102,7 +102,9 @@ def judge(
     low, high = window or (-math.inf, case.early)
     mine = effects.mine
     mine = mine[(mine["step"] >= low) & (mine["step"] <= high)]
-    why = effects.why or ("" if len(mine) else "no matched checkpoint lies in the interval looked at")
+    why = effects.why or (
+        "" if len(mine) else "no matched checkpoint lies in the interval looked at"
+    )
     if why:
         return untestable(effects.statistic, why, needs, role)
     limits = mine["step"].map(effects.limits(mine["step"].tolist(), sign)).astype("float64")
