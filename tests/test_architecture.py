@@ -14,7 +14,7 @@ PACKAGE = Path(a360.__file__).parent
 WAIST = {"errors", "core", "recipe", "registry", "table", "tensors", "_version"}
 TABLE_ARM = {
     "logfiles", "logs", "segments", "spikes", "branches", "benchmarks", "divergence", "profiles",
-    "invariants", "tokens",
+    "invariants", "tokens", "evidence",
 }  # fmt: skip
 MAY = {
     "errors": set(),
@@ -87,7 +87,7 @@ def test_the_table_arm_needs_no_torch():
     code = (
         "import sys, analysis360.logs, analysis360.spikes, analysis360.branches, "
         "analysis360.benchmarks, analysis360.divergence, analysis360.profiles, "
-        "analysis360.invariants, analysis360.tokens, analysis360.results, analysis360.plots, analysis360.report\n"
+        "analysis360.invariants, analysis360.tokens, analysis360.evidence, analysis360.results, analysis360.plots, analysis360.report\n"
         "print([m for m in ('torch', 'huggingface_hub', 'safetensors') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

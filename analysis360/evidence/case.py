@@ -1,4 +1,4 @@
-"""What is weighed: a branch, what it is held against, and effects with the limits they are read by."""
+"""What is weighed: a branch, what it is held against, and effects with their limits."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Case:
 
     def _effects(self, statistic: str, against: str, log: bool, floor: float) -> Effects:
         unit = "log2 ratio" if log else "difference"
-        empty = pd.DataFrame(columns=_FRAME).astype(_FRAME)
+        empty = pd.DataFrame(columns=list(_FRAME)).astype(_FRAME)
         made = Effects(statistic, unit, empty, (), "", len(self.placebos), 2.0, floor)
         rows = self.rows(statistic, against)
         if rows.empty:
@@ -244,10 +244,11 @@ class Case:
         own = own.sort_values("step", kind="stable")
         value = own[statistic].astype("float64")
         earlier = value.groupby([own[c] for c in _PLACE], dropna=False).shift()
-        frame = _frame(own, _log2(value) - _log2(earlier) if log else value - earlier)
+        frame: pd.DataFrame = _frame(own, _log2(value) - _log2(earlier) if log else value - earlier)
         # the moves of a warm-up are no measure: look back as far as the span looks ahead
         first, last = mine["step"].min(), mine["step"].max()
-        return frame[frame["step"] >= 2 * first - last - 1].reset_index(drop=True)
+        kept: pd.DataFrame = frame[frame["step"] >= 2 * first - last - 1]
+        return kept.reset_index(drop=True)
 
 
 _FRAME = {
@@ -272,12 +273,14 @@ def _frame(rows: pd.DataFrame, effect: pd.Series) -> pd.DataFrame:
         where=where, effect=effect.astype("float64")
     )[list(_FRAME)]
     frame = frame[np.isfinite(frame["effect"].to_numpy(dtype=np.float64))]
-    return frame.astype(_FRAME)
+    typed: pd.DataFrame = frame.astype(_FRAME)
+    return typed
 
 
 def _log2(value: pd.Series) -> pd.Series:
     """NaN where the value is not positive and finite."""
-    return np.log2(value.where((value > 0) & np.isfinite(value)))
+    found: pd.Series = np.log2(value.where((value > 0) & np.isfinite(value)))
+    return found
 
 
 def _first(spikes: pd.DataFrame | None, branch: str, above: int = -1) -> int | None:
