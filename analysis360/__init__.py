@@ -39,6 +39,9 @@ if _TYPE_CHECKING:
     from analysis360.core import TensorInfo as TensorInfo
     from analysis360.engine import Plan as Plan
     from analysis360.engine import plan as plan
+    from analysis360.evidence import EVIDENCE_STATISTICS as EVIDENCE_STATISTICS
+    from analysis360.evidence import evidence_matrix as evidence_matrix
+    from analysis360.evidence import weigh_evidence as weigh_evidence
     from analysis360.invariants import check_invariants as check_invariants
     from analysis360.listing import list_statistics as list_statistics
     from analysis360.live import measure as measure
@@ -92,6 +95,8 @@ _HOME = {
     "check_branches": "branches", "rank_agreement": "branches",
     "branch_divergence": "branches", "growth_exponent": "branches",
     "depth_profile": "profiles", "check_invariants": "invariants", "rank_tokens": "tokens",
+    "weigh_evidence": "evidence", "evidence_matrix": "evidence",
+    "EVIDENCE_STATISTICS": "evidence",
     "read_benchmarks": "benchmarks", "join_benchmarks": "benchmarks",
     "plot_loss": "plots", "plot_layers": "plots", "plot_divergence": "plots",
 

@@ -1,16 +1,15 @@
-"""What is weighed: a branch, what it is held against, and effects with the limits they are read by."""
+"""What is weighed: a branch, what it is held against, and effects with their limits."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from analysis360.branches import compare_branches
-from analysis360.errors import TableError
 from analysis360.table import KEY
 
 __all__ = ["Case", "Effects"]
@@ -117,12 +116,12 @@ class Case:
         one, two = self.betas
         return (1 - one) / math.sqrt((1 - two) * (1 - one**2 / two))
 
-    @property
+    @cached_property
     def onset(self) -> int | None:
         """Step at which the first lasting loss spike of the branch begins, if one is known."""
         return _first(self.spikes, self.branch)
 
-    @property
+    @cached_property
     def quiet_until(self) -> float:
         """Step at which the reference has a spike of its own, after which it is no reference."""
         mine = self.steps(self.branch)
@@ -134,7 +133,7 @@ class Case:
         rows = self.table.loc[self.table["branch"] == branch, "step"]
         return sorted(int(step) for step in rows.dropna().unique())
 
-    @property
+    @cached_property
     def early(self) -> float:
         """Last step that is no later than the onset interval; infinite without an onset."""
         if self.onset is None:
@@ -173,16 +172,16 @@ class Case:
 
     def _effects(self, statistic: str, against: str, log: bool, floor: float) -> Effects:
         unit = "log2 ratio" if log else "difference"
-        empty = pd.DataFrame(columns=_FRAME).astype(_FRAME)
+        empty = pd.DataFrame(columns=list(_FRAME)).astype(_FRAME)
         made = Effects(statistic, unit, empty, (), "", len(self.placebos), 2.0, floor)
         rows = self.rows(statistic, against)
         if rows.empty:
             return replace(made, why=self.lacks(statistic, against))
-        mine = self._of(rows, self.branch, statistic, log)
-        if mine.empty:
+        matched = self._matched(rows, statistic, log)
+        mine = matched.get(self.branch)
+        if mine is None:
             return replace(made, why=f"no matched checkpoint has {statistic} in both branches")
-        placebos = [self._of(rows, name, statistic, log) for name in self.placebos]
-        placebos = [frame for frame in placebos if len(frame)]
+        placebos = [matched[name] for name in self.placebos if name in matched]
         if placebos:
             k = len(placebos)
             said = f"largest such effect of {k} placebo{'s' if k > 1 else ''} up to that checkpoint"
@@ -212,16 +211,30 @@ class Case:
             return f"{statistic} was not measured"
         return f"{statistic} is not defined in any row{f' against {against}' if against else ''}"
 
-    def _of(self, rows: pd.DataFrame, branch: str, statistic: str, log: bool) -> pd.DataFrame:
-        two = rows[rows["branch"].isin([branch, self.to])]
-        try:
-            apart = compare_branches(two, branch, self.to, statistics=[statistic])
-        except TableError:  # a branch without this statistic, or without a matched checkpoint
-            return pd.DataFrame(columns=_FRAME).astype(_FRAME)
-        apart = apart[apart["status"] == "matched"]
-        effect = apart["log2_ratio"] if log else apart["difference"]
-        frame = _frame(apart, effect)
-        return frame[frame["step"] < self.quiet_until].reset_index(drop=True)
+    @cached_property
+    def clock(self) -> str:
+        """What checkpoints are matched by: tokens, or steps where a branch has no tokens."""
+        there = self.table.groupby("branch")["tokens"].count()
+        return "tokens" if all(there.get(b, 0) for b in (self.branch, self.to)) else "step"
+
+    def _matched(self, rows: pd.DataFrame, statistic: str, log: bool) -> dict[str, pd.DataFrame]:
+        """Effects of the branch and its placebos, each where it has any."""
+        both = ["state", self.clock]
+        also = ["reference_step"] if "reference_step" in rows else []
+        rows = rows[rows[self.clock].notna() & (rows["step"] < self.quiet_until)]
+        code = rows.groupby(_PLACE, dropna=False, sort=False).ngroup()
+        rows = rows.assign(place=code)
+        right = rows.loc[rows["branch"] == self.to, ["place", *both, *also, statistic]]
+        left = rows[rows["branch"].isin([self.branch, *self.placebos])]
+        wide = left.merge(right, on=["place", *both], suffixes=("", " of to"))
+        if also:  # both are compared with a checkpoint, but of different steps
+            one, other = wide["reference_step"], wide["reference_step of to"]
+            wide = wide[~(one.notna() & other.notna() & (one != other)).fillna(False).astype(bool)]
+        value, reference = (wide[c].astype("float64") for c in (statistic, f"{statistic} of to"))
+        effect = _log2(value) - _log2(reference) if log else value - reference
+        frame = _frame(wide, effect).assign(branch=wide["branch"])
+        return {str(name): part.drop(columns="branch").reset_index(drop=True)
+                for name, part in frame.groupby("branch") if len(part)}  # fmt: skip
 
     def _moves(
         self, rows: pd.DataFrame, statistic: str, log: bool, mine: pd.DataFrame
@@ -231,12 +244,11 @@ class Case:
         own = own.sort_values("step", kind="stable")
         value = own[statistic].astype("float64")
         earlier = value.groupby([own[c] for c in _PLACE], dropna=False).shift()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.log2(value.where(value > 0)) - np.log2(earlier.where(earlier > 0))
-        frame = _frame(own, ratio if log else value - earlier)
+        frame: pd.DataFrame = _frame(own, _log2(value) - _log2(earlier) if log else value - earlier)
         # the moves of a warm-up are no measure: look back as far as the span looks ahead
         first, last = mine["step"].min(), mine["step"].max()
-        return frame[frame["step"] >= 2 * first - last - 1].reset_index(drop=True)
+        kept: pd.DataFrame = frame[frame["step"] >= 2 * first - last - 1]
+        return kept.reset_index(drop=True)
 
 
 _FRAME = {
@@ -261,7 +273,14 @@ def _frame(rows: pd.DataFrame, effect: pd.Series) -> pd.DataFrame:
         where=where, effect=effect.astype("float64")
     )[list(_FRAME)]
     frame = frame[np.isfinite(frame["effect"].to_numpy(dtype=np.float64))]
-    return frame.astype(_FRAME).reset_index(drop=True)
+    typed: pd.DataFrame = frame.astype(_FRAME)
+    return typed
+
+
+def _log2(value: pd.Series) -> pd.Series:
+    """NaN where the value is not positive and finite."""
+    found: pd.Series = np.log2(value.where((value > 0) & np.isfinite(value)))
+    return found
 
 
 def _first(spikes: pd.DataFrame | None, branch: str, above: int = -1) -> int | None:

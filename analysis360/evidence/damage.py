@@ -41,16 +41,16 @@ def _count(case: Case, name: str) -> Piece:
     if rows.empty:
         return untestable(name, case.lacks(name), "weights and moments")
     counts = rows[name].astype("float64")
-    at = counts.idxmax()
-    value, total = float(counts[at]), float(counts.sum())
+    row = rows.iloc[int(counts.argmax())]
+    value, total = float(counts.max()), float(counts.sum())
     said = f"{name}: {total:g} elements in {len(rows)} rows (limit 0)"
     if not value:
         return Piece(AGAINST, said, name, 0.0, 0.0, "elements", n=len(rows), needs="every element",
                      source="closed form")  # fmt: skip
     # a run that diverges has infinities too: only what came before the onset was not its doing
-    direction = INCONCLUSIVE if name.endswith("nonfinite") and rows["step"][at] > case.early else FOR
-    return Piece(direction, said, name, value, 0.0, "elements", str(rows["name"][at]),
-                 int(rows["step"][at]), len(rows), "", "closed form", "every element",
+    direction = INCONCLUSIVE if name.endswith("nonfinite") and row["step"] > case.early else FOR
+    return Piece(direction, said, name, value, 0.0, "elements", str(row["name"]),
+                 int(row["step"]), len(rows), "", "closed form", "every element",
                  "decisive")  # fmt: skip
 
 
@@ -63,11 +63,11 @@ def _jump(case: Case) -> Piece:
         return untestable("max_change", why, needs)
     first = far[far["over"] > 1]["step"].min()
     if np.isnan(first):
-        worst = far.loc[far["over"].idxmax()]
+        worst = far.iloc[int(far["over"].argmax())]
         direction, role = AGAINST, "key"
     else:
         mine = far[far["step"] == first]
-        worst = mine.loc[mine["over"].idxmax()]
+        worst = mine.iloc[int(mine["over"].argmax())]
         few = float((mine["over"] > 1).mean()) < 0.5
         direction, role = (FOR, "decisive") if few else (INCONCLUSIVE, "key")
     said = (

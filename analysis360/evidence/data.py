@@ -29,6 +29,10 @@ Values = npt.NDArray[np.float64]
 SMALL_EMBEDDING, ORDINARY_EMBEDDING = 0.01, 0.05
 """RMS of an embedding that feeds an RMSNorm: gradients go as its inverse."""
 
+TAKES_OVER = 1.0
+"""log2 of the least growth of the embedding's share: any spike shifts shares by some tens of
+percent, and what is reported of this mechanism is more than that."""
+
 PASSING = 100
 """Steps above which a spike is no passing one: K2's own rule (second-hand)."""
 
@@ -63,8 +67,9 @@ def _embedding_share(case: Case) -> Effects:
     except TableError:
         return replace(made, mine=made.mine.iloc[:0], why="the table is not per tensor")
     name = "grad_norm_ema_share"
-    whole = replace(case, table=rows.assign(state="adam"), _made={})
-    return replace(whole.effects(name).map(of_modules("embed")), statistic="grad_norm_ema share")
+    whole = replace(case, table=rows, _made={})
+    made = whole.effects(name, floor=TAKES_OVER)
+    return replace(made.map(of_modules("embed")), statistic="grad_norm_ema share")
 
 
 def _small_embedding(case: Case) -> Piece:
@@ -73,13 +78,13 @@ def _small_embedding(case: Case) -> Piece:
     rows = rows[rows["step"] <= case.early]
     if rows.empty:
         return untestable("rms", "no row of the embedding has an rms", "weights of the embedding")
-    at = rows["rms"].astype("float64").idxmin()
-    value = float(rows["rms"][at])
+    row = rows.iloc[int(rows["rms"].astype("float64").argmin())]
+    value = float(row["rms"])
     small = value < SMALL_EMBEDDING
     direction = FOR if small else AGAINST if value > ORDINARY_EMBEDDING else INCONCLUSIVE
     said = f"the RMS of the embedding is {value:.3g} at least (limit {SMALL_EMBEDDING:g})"
-    return Piece(direction, said, "rms", value, SMALL_EMBEDDING, "", str(rows["name"][at]),
-                 int(rows["step"][at]), len(rows), "",
+    return Piece(direction, said, "rms", value, SMALL_EMBEDDING, "", str(row["name"]),
+                 int(row["step"]), len(rows), "",
                  "half of the usual initial deviation 0.02; a convention", "weights")  # fmt: skip
 
 
@@ -108,7 +113,7 @@ def _passing(case: Case) -> Piece:
     if events.empty:
         return Piece(AGAINST, "the log shows no loss spike in this branch", "loss", 0.0, 1.0,
                      "events", n=0, source="find_spikes", needs=needs, role="key")  # fmt: skip
-    tallest = events.loc[events["height"].astype("float64").idxmax()]
+    tallest = events.iloc[int(events["height"].astype("float64").argmax())]
     if bool(tallest.get("censored", False)) or pd.isna(tallest["end"]):
         return Piece(INCONCLUSIVE, "the log ends before the spike does", "loss", n=1,
                      source="find_spikes", needs=needs)  # fmt: skip

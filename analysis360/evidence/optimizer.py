@@ -72,8 +72,8 @@ def correlated(case: Case) -> Iterator[Piece]:
     )
     for name, what, sign, role in (
         ("adam_snr", "Σm̂²/Σv̂ stood to {to}'s at", 1, "key"),
-        ("update_large_fraction", "the fraction of updates above 0.5 stood to {to}'s at", 1, ""),
-        ("update_kurtosis", "the kurtosis of the update (1 if all are ±1) stood to {to}'s at", -1, ""),
+        ("update_large_fraction", "the fraction of |u| > 0.5 stood to {to}'s at", 1, ""),
+        ("update_kurtosis", "the kurtosis of u (1 if all are ±1) stood to {to}'s at", -1, ""),
     ):  # fmt: skip
         if late and not case.rows(name).empty:
             yield untestable(name, why, needs, "key" if role else "supporting")
@@ -92,15 +92,15 @@ def _near_eps(case: Case) -> Piece:
     rows = rows[rows["module"].isin(MATRICES) & (rows["eps_ratio"] > 0)]
     if rows.empty:
         return untestable("eps_ratio", case.lacks("eps_ratio"), needs, "key")
-    at = rows["eps_ratio"].astype("float64").idxmin()
-    value, where = float(rows["eps_ratio"][at]), str(rows["name"][at])
+    row = rows.iloc[int(rows["eps_ratio"].astype("float64").argmin())]
+    value, where, step = float(row["eps_ratio"]), str(row["name"]), int(row["step"])
     direction = FOR if value < NEAR_EPS else AGAINST if value > FAR_FROM_EPS else INCONCLUSIVE
     said = (
         f"the smallest RMS(√v̂) of a matrix is {value:.3g} ε (limit {NEAR_EPS:g}), {where}, "
-        f"step {rows['step'][at]}; smallest of {len(rows)}"
+        f"step {step}; smallest of {len(rows)}"
     )
     return Piece(direction, said, "eps_ratio", value, NEAR_EPS, "epsilon", where,
-                 int(rows["step"][at]), len(rows), "",
+                 step, len(rows), "",
                  "definition: below 10 ε, epsilon takes a tenth of the step or more",
                  needs, "key")  # fmt: skip
 
@@ -175,7 +175,8 @@ def _logged_rate(case: Case) -> Piece:
     if both.empty:
         return untestable("lr", "no step of the log has the rate of both", needs, "decisive")
     apart = np.log2(both[case.branch]) - np.log2(both[case.to])
-    step, value = int(apart.abs().idxmax()), float(apart[apart.abs().idxmax()])
+    at = int(apart.abs().argmax())
+    step, value = int(apart.index[at]), float(apart.iloc[at])
     direction = FOR if abs(value) > LARGEST_LOGGED else AGAINST
     said = f"logged learning rates differ by ×{2**value:.6g} at most ({len(both)} steps)"
     return Piece(direction, said, "lr", value, LARGEST_LOGGED, "log2 ratio", "", step, len(both),
@@ -191,7 +192,7 @@ def _beyond_schedule(case: Case) -> Piece:
             "no schedule of the learning rate, or no comparison along the branch")  # fmt: skip
         return untestable("max_change", why, needs, "decisive")
     share = far.groupby("step")["over"].agg(lambda over: float((over > 1).mean()))
-    step = int(share.idxmax())
+    step = int(share.index[int(share.argmax())])
     value, n = float(share.max()), int((far["step"] == step).sum())
     direction = FOR if value >= 0.5 else INCONCLUSIVE
     said = (
@@ -238,7 +239,9 @@ def farther_than_adam(case: Case) -> pd.DataFrame:
     room = (decay + 2 * ulp) * (size + change)
     over = change / (case.bound * moved["lr_between"].astype("float64") + room)
     found = pd.DataFrame({"name": moved["name"], "step": moved["step"].astype(int), "over": over})
-    return found[np.isfinite(found["over"])].groupby(["name", "step"], as_index=False).max()
+    found = found[np.isfinite(found["over"])]
+    worst: pd.DataFrame = found.groupby(["name", "step"], as_index=False).max()
+    return worst
 
 
 def _counters(case: Case) -> Piece:
@@ -247,9 +250,10 @@ def _counters(case: Case) -> Piece:
     if made.mine.empty:
         return untestable("optimizer_step", made.why, "optimizer states")
     mine = made.mine
-    at = mine["effect"].abs().idxmax()
-    value = float(mine["effect"][at])
+    row = mine.iloc[int(mine["effect"].abs().argmax())]
+    value = float(row["effect"])
     said = f"Adam's count of steps differs from {case.to}'s by {value:g} at most"
+    source = "definition: branches at one step have taken as many"
     return Piece(FOR if value else AGAINST, said, "optimizer_step", value, 0.0, "steps",
-                 str(mine["where"][at]), int(mine["step"][at]), len(mine), "",
-                 "definition: branches at one step have taken as many", "optimizer states")  # fmt: skip
+                 str(row["where"]), int(row["step"]), len(mine), "", source,
+                 "optimizer states")  # fmt: skip

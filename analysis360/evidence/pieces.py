@@ -102,18 +102,21 @@ def judge(
     low, high = window or (-math.inf, case.early)
     mine = effects.mine
     mine = mine[(mine["step"] >= low) & (mine["step"] <= high)]
-    why = effects.why or ("" if len(mine) else "no matched checkpoint lies in the interval looked at")
+    why = effects.why or (
+        "" if len(mine) else "no matched checkpoint lies in the interval looked at"
+    )
     if why:
         return untestable(effects.statistic, why, needs, role)
     limits = mine["step"].map(effects.limits(mine["step"].tolist(), sign)).astype("float64")
     signed = mine["effect"].abs() if sign == 0 else sign * mine["effect"]
-    at = (signed / limits).idxmax()
-    value, limit, step = float(mine["effect"][at]), float(limits[at]), int(mine["step"][at])
-    far = float(signed[at])
+    at = int((signed / limits).argmax())
+    row = mine.iloc[at]
+    value, limit, step = float(row["effect"]), float(limits.iloc[at]), int(row["step"])
+    far = float(signed.iloc[at])
     direction = FOR if far > limit else AGAINST if far < limit / 2 else INCONCLUSIVE
     if only_for and direction == AGAINST:
         direction = INCONCLUSIVE
-    where = str(mine["where"][at])
+    where = str(row["where"])
     shown = math.copysign(limit, sign or value)
     said = f"{what} {_said(value, effects.unit)} (limit {_said(shown, effects.unit)}), {where}, "
     said += f"step {step}; largest of {len(mine)}"

@@ -18,8 +18,6 @@ from analysis360.evidence.pieces import (
     MECHANISMS,
     UNTESTABLE,
     Mechanism,
-    Piece,
-    untestable,
 )
 from analysis360.spikes import find_spikes
 from analysis360.table import check_table
