@@ -155,8 +155,8 @@ def _panel(
         lost = np.isnan(y)
         undefined, total = undefined + int(lost.sum()), total + len(y)
         ax.plot(
-            x[lost], np.full(int(lost.sum()), 0.97 - 0.045 * len(handles)), color=colour, marker="^", mfc="none", ls="none",
-            transform=ax.get_xaxis_transform(), mew=0.6,
+            x[lost], np.full(int(lost.sum()), 0.97 - 0.045 * len(handles)), color=colour,
+            marker="^", mfc="none", ls="none", transform=ax.get_xaxis_transform(), mew=0.6,
         )  # fmt: skip
         said = f"{branch}, step {step:,} (n = {len(y)})" if steps else f"{branch} (n = {len(y)})"
         handles.append(Line2D([], [], ls=dashes, label=said, **look))

@@ -54,7 +54,9 @@ def sized(size: str, title: str) -> Iterator[tuple[float, float]]:
     if size not in SIZES:
         raise ValueError(f"{title}: size={size!r}; allowed: {', '.join(SIZES)}")
     wide, factor = SIZES[size]
-    with rc_context({name: rcParams[name] * factor for name in _SCALED}):
+    now: Any = rcParams
+    larger: Any = {name: now[name] * factor for name in _SCALED}
+    with rc_context(larger):
         yield wide, factor
 
 

@@ -80,10 +80,10 @@ def plot_spectra(
     with `vectors`, the spectrum itself for a few layers: the share of the eigenvalues
     :math:`\lambda=\sigma^2` that are at least :math:`\lambda`, on two logarithmic axes, with the
     fitted power law as a dashed line from its threshold on where the table has it (its slope here
-    is :math:`1-\alpha`; no bins are chosen, as for a density; what is below 1e-5 of the largest lies left of
-    the axis). Then, where the table has them, the
-    attention logits of every head at a few checkpoints: for isotropic inputs, and the bound. The
-    bound is loose by orders of magnitude: read its growth, not its level.
+    is :math:`1-\alpha`; no bins are chosen, as for a density; below 1e-5 of the largest
+    nothing is drawn). Then, where the table has them, the attention logits of every head at a few
+    checkpoints: for isotropic inputs, and the bound. The bound is loose by orders of magnitude:
+    read its growth, not its level.
 
     Parameters
     ----------
@@ -217,13 +217,11 @@ def _spectra(
         rows = chosen
     known = sorted(int(layer) for layer in rows["layer"].dropna().unique())
     if layers is not None or known:
-        wanted = (
-            list(layers) if layers is not None else [known[0], known[len(known) // 2], known[-1]]
-        )
-        absent = [layer for layer in wanted if layer not in known]
+        some = [known[0], known[len(known) // 2], known[-1]] if layers is None else list(layers)
+        absent = [layer for layer in some if layer not in known]
         if absent:
             raise TableError(f"{TITLE}: no spectrum of the layers {absent}; there are {known}")
-        rows = rows[rows["layer"].isin(wanted)]
+        rows = rows[rows["layer"].isin(some)]
     return rows.sort_values(["layer", "name"], kind="stable").drop_duplicates("layer")
 
 

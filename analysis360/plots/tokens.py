@@ -103,8 +103,9 @@ def plot_tokens(
     rows = ranked[ranked["branch"].isin(names) & ranked["step"].isin(chosen)]
     if rows["vector"].nunique() > 1 or rows.duplicated(["branch", "step", "name", "rank"]).any():
         raise TableError(f"{TITLE}: the ranks of several vectors or runs; choose one")
-    of = rows.drop_duplicates("name").set_index("name")["module"].to_dict()
-    matrices = sorted(of, key=lambda name: module_rank(str(of[name])))
+    first = rows.drop_duplicates("name")
+    of = dict(zip(first["name"].astype(str), first["module"].astype(str), strict=True))
+    matrices = sorted(of, key=lambda name: module_rank(of[name]))
     norms = _norms(vectors, matrices, chosen)
     panels = [*matrices, *(f"{name}, norms" for name in matrices if norms is not None)]
     with sized(size, TITLE):
@@ -118,7 +119,7 @@ def plot_tokens(
             panel.set_title(f"{of[name]}: {panel.get_title(loc='left')}", fontsize="small")
         for panel, name in zip(axes[len(matrices) :], matrices, strict=False):
             if norms is not None:
-                _histogram(panel, norms[norms["name"] == name], looks, str(of[name]))
+                _histogram(panel, norms[norms["name"] == name], looks, of[name])
         return legend(ax, axes[0], handles, size)
 
 
@@ -128,8 +129,8 @@ def _norms(
     if vectors is None:
         return None
     need_columns(vectors, ["branch", "step", "name", "vector", "values"], f"{TITLE}, vectors")
-    rows = vectors[(vectors["vector"] == NORMS) & vectors["name"].isin(list(matrices))]
-    rows = rows[rows["step"].isin(list(steps))]
+    rows: pd.DataFrame = vectors[vectors["vector"].eq(NORMS) & vectors["name"].isin(list(matrices))]
+    rows = rows.loc[rows["step"].isin(list(steps))]
     return None if rows.empty else rows
 
 
@@ -178,7 +179,8 @@ def _ranks(
     top, bottom = ax.dataLim.ymax, ax.dataLim.minposy
     if top > 0 and bottom < LEAST * top:
         ax.set_ylim(LEAST * top, 3 * top)
-        unseen = max(int((line.get_ydata() < LEAST * top).sum()) for line in ax.lines) + unseen
+        drawn = [np.asarray(line.get_ydata(), dtype=np.float64) for line in ax.lines]
+        unseen += max(int((y < LEAST * top).sum()) for y in drawn)
     log_ticks(ax.yaxis)
     said = f"n = {max(counts):,} {'rows' if whole is not None else 'first rows'}"
     ax.set_title(said + (f", up to {unseen:,} below the axis" if unseen else ""))
@@ -229,7 +231,7 @@ def _histogram(
         low, high = min(n.min() for n, _ in drawn), max(n.max() for n, _ in drawn)
         edges = np.geomspace(low * 0.98, high * 1.02, BINS + 1)
         for norms, (colour, dashes) in drawn:
-            ax.hist(norms, edges, histtype="step", color=colour, ls=dashes, lw=1.1)
+            ax.hist(norms, list(edges), histtype="step", color=colour, ls=dashes, lw=1.1)
     ax.set_xscale("log")
     log_ticks(ax.xaxis)
     ax.set_xlabel("norm of the row (unit of the weights)")
