@@ -17,6 +17,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from analysis360.errors import TableError
 from analysis360.plots.panels import (
+    GUIDE,
     branches_of,
     colours_of,
     laid_out,
@@ -55,7 +56,8 @@ def plot_tokens(
     r"""Draw the rows of each matrix by rank, and name the first of them.
 
     A panel for each matrix: the value of each row against its rank, both logarithmic. The first
-    rows of the branch ``"spike"`` (or of the last one drawn) are named. With `vectors` all rows are
+    rows of the branch ``"spike"`` (or of the last one drawn) are named, with their share of the
+    sum. With `vectors` all rows are
     drawn, not the ranked ones alone, and below them is a histogram of the norms of the rows where
     those were kept: tokens never trained are small and alike. Frequent tokens come first in any
     batch, so read a branch against the others.
@@ -93,8 +95,8 @@ def plot_tokens(
     >>> ranked = pd.DataFrame({"branch": "a", "step": 9, "name": "embed", "module": "embed",
     ...     "vector": "row_v_sum", "rank": [1, 2], "token": [32, 7], "text": ["the", ""],
     ...     "value": [4.0, 1.0]})
-    >>> [text.get_text() for text in plot_tokens(ranked).axes[0].texts]
-    ['the', '#7']
+    >>> plot_tokens(ranked).axes[0].texts[0].get_text().splitlines()
+    ['a, step 9:', '1  the', '2  #7']
     """
     need = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
     need_columns(ranked, need, f"{TITLE} (of rank_tokens)")
@@ -129,9 +131,9 @@ def _norms(
     if vectors is None:
         return None
     need_columns(vectors, ["branch", "step", "name", "vector", "values"], f"{TITLE}, vectors")
-    rows: pd.DataFrame = vectors[vectors["vector"].eq(NORMS) & vectors["name"].isin(list(matrices))]
-    rows = rows.loc[rows["step"].isin(list(steps))]
-    return None if rows.empty else rows
+    rows = vectors[vectors["vector"].eq(NORMS) & vectors["name"].isin(list(matrices))]
+    rows = rows[rows["step"].isin(list(steps))]
+    return None if rows.empty else pd.DataFrame(rows)
 
 
 def _all(vectors: pd.DataFrame | None, mine: pd.DataFrame) -> pd.DataFrame | None:
@@ -144,7 +146,7 @@ def _all(vectors: pd.DataFrame | None, mine: pd.DataFrame) -> pd.DataFrame | Non
         raise TableError(
             f"{TITLE}: vectors has no {first['vector']} of {first['name']}, which was ranked"
         )
-    return rows
+    return pd.DataFrame(rows)
 
 
 def _ranks(
@@ -207,13 +209,18 @@ def _names(
     branch = "spike" if "spike" in names else names[-1]
     first = mine[(mine["branch"] == branch) & (mine["step"] == steps[0])]
     first = first[first["value"] > 0].sort_values("rank").head(label)
+    if first.empty:
+        return
+    lines = [f"{branch}, step {steps[0]:,}:"]
     for row in first.to_dict("records"):
-        ax.plot([row["rank"]], [row["value"]], marker="o", ms=2.5, ls="none", color="#222222")
-        ax.annotate(
-            _text(row["text"], row["token"]), (row["rank"], row["value"]), xytext=(4, 2),
-            textcoords="offset points", fontsize="small", parse_math=False, zorder=5,
-            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.3, "lw": 0},
-        )  # fmt: skip
+        ax.plot([row["rank"]], [row["value"]], marker="o", ms=2.5, ls="none", color=GUIDE)
+        share = row.get("share")
+        said = "" if pd.isna(share) else f"  ({100 * share:.2g} %)"
+        lines.append(f"{int(row['rank'])}  {_text(row['text'], row['token'])}{said}")
+    ax.text(  # below a falling line nothing else is drawn
+        0.03, 0.04, "\n".join(lines), transform=ax.transAxes, fontsize="small", va="bottom",
+        parse_math=False, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "lw": 0},
+    )  # fmt: skip
 
 
 def _histogram(

@@ -18,7 +18,10 @@ def ranked(**given):
 
 
 def named(ax):
-    return [text.get_text() for text in ax.texts]
+    """Names of the first rows, without their ranks and shares."""
+    lines = ax.texts[0].get_text().splitlines()[1:]
+    assert [line.split("  ")[0] for line in lines] == [str(i + 1) for i in range(len(lines))]
+    return [line.split("  ")[1] for line in lines]
 
 
 def test_each_matrix_has_its_ranks_and_below_them_its_norms():
@@ -43,6 +46,9 @@ def test_the_first_rows_of_the_spike_are_named():
     mine = top[top["branch"].eq("spike") & top["step"].eq(200) & top["module"].eq("embed")]
     assert named(plot_tokens(top).axes[0]) == list(mine["text"][:6])
     assert len(named(plot_tokens(top, label=2).axes[0])) == 2
+    words = plot_tokens(top).axes[0].texts[0].get_text().splitlines()
+    assert words[0] == "spike, step 200:"
+    assert words[1].endswith(f"({100 * mine['share'].iloc[0]:.2g} %)")
 
 
 def test_what_cannot_be_drawn_is_named_by_its_number():
