@@ -38,6 +38,9 @@ BINS = 40
 LEAST = 1e-6
 """Of the largest value: smaller ones lie below the axis. They have not been seen for long."""
 
+ROOM = 1.2
+"""Height of the list of names over that of the first rows, both in decades."""
+
 SIGNS = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵"})
 """Signs by which tokenizers write a space and a new line, as people know them."""
 
@@ -217,7 +220,11 @@ def _names(
         share = row.get("share")
         said = "" if pd.isna(share) else f"  ({100 * share:.2g} %)"
         lines.append(f"{int(row['rank'])}  {_text(row['text'], row['token'])}{said}")
-    ax.text(  # below a falling line nothing else is drawn
+    low, high = ax.get_ylim()
+    least = float(numbers(mine[(mine["rank"] <= label) & (mine["value"] > 0)], "value").min())
+    ax.set_ylim(min(low, least * (least / high) ** ROOM), high)  # room below the falling lines
+    log_ticks(ax.yaxis)
+    ax.text(
         0.03, 0.04, "\n".join(lines), transform=ax.transAxes, fontsize="small", va="bottom",
         parse_math=False, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "lw": 0},
     )  # fmt: skip
