@@ -22,6 +22,7 @@ from analysis360.plots.panels import (
     colours_of,
     laid_out,
     legend,
+    need,
     numbers,
     one_shape,
     sized,
@@ -34,6 +35,7 @@ __all__ = ["plot_tokens"]
 TITLE = "plot_tokens"
 LABELS = {"row_v_sum": "Σv̂ of the row\n(gradient squared)"}
 NORMS = "row_square_sum"
+HINT = 'measure v_row_top_share, then rank_tokens(load_table(path, kind="vectors"))'
 BINS = 40
 LEAST = 1e-6
 """Of the largest value: smaller ones lie below the axis. They have not been seen for long."""
@@ -101,8 +103,8 @@ def plot_tokens(
     >>> plot_tokens(ranked).axes[0].texts[0].get_text().splitlines()
     ['a, step 9:', '1  the', '2  #7']
     """
-    need = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
-    need_columns(ranked, need, f"{TITLE} (of rank_tokens)")
+    columns = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
+    need(ranked, columns, f"{TITLE} (of rank_tokens)", HINT)
     names = branches_of(ranked, branches, TITLE)
     chosen = steps_of(ranked, names, steps, TITLE)
     rows = ranked[ranked["branch"].isin(names) & ranked["step"].isin(chosen)]
