@@ -21,11 +21,12 @@ from analysis360.plots.panels import (
     colours_of,
     laid_out,
     legend,
+    need,
     one_shape,
     sized,
     steps_of,
 )  # fmt: skip
-from analysis360.plots.style import OKABE_ITO, need_columns, short, styled
+from analysis360.plots.style import OKABE_ITO, short, styled
 from analysis360.recipe import Adam
 
 __all__ = ["magnitude_edges", "plot_moment_histograms"]
@@ -34,6 +35,8 @@ TITLE = "plot_moment_histograms"
 ROOT, UPDATE = "root_v_bins", "update_bins"
 MEASURE = {ROOT: "v_anisotropy", UPDATE: "update_p50"}
 """A statistic that rests on each histogram: measuring it keeps the histogram."""
+
+HINT = 'measure v_anisotropy and update_p50, then load_table(path, kind="vectors")'
 
 SMALLEST = 2.0**-6
 """Width of the first bin drawn of the update: those below it, each with few elements, are one."""
@@ -112,15 +115,14 @@ def plot_moment_histograms(
     >>> plot_moment_histograms(vectors).axes[0].get_xlabel()
     '√v̂ (unit of the gradient)'
     """
-    need_columns(vectors, ["branch", "step", "vector", "name", "values"], TITLE)
+    need(vectors, ["branch", "step", "vector", "name", "values"], TITLE, HINT)
     rows = vectors[vectors["vector"].isin(list(MEASURE))]
     if "against" in rows.columns:
         rows = rows[rows["against"].fillna("") == ""]
     if rows.empty:
         there = list(dict.fromkeys(vectors["vector"]))
         raise TableError(
-            f"{TITLE}: no row is a histogram of the moments, there are {there}; measure "
-            f'{" and ".join(MEASURE.values())}, then load_table(path, kind="vectors")'
+            f"{TITLE}: no row is a histogram of the moments, there are {there}; {HINT}"
         )
     names = branches_of(rows, branches, TITLE)
     chosen = steps_of(rows, names, steps, TITLE)

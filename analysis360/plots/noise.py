@@ -20,17 +20,22 @@ from analysis360.plots.panels import (
     colours_of,
     laid_out,
     legend,
+    need,
     numbers,
     one_shape,
     sized,
     steps_of,
 )  # fmt: skip
-from analysis360.plots.style import Scale, clock, log_ticks, need_columns, styled
+from analysis360.plots.style import Scale, clock, log_ticks, styled
 
 __all__ = ["plot_noise"]
 
 TITLE = "plot_noise"
 PANELS = ("adam_snr", "noise_scale")
+HINT = (
+    f"measure plan(run, {[*PANELS, 'adam_snr_null', 'adam_snr_se', 'noise_scale_se']}) of "
+    "checkpoints that hold Adam's moments"
+)
 NULL, BATCH = (0, (4, 2)), (0, (3, 1, 1, 1))
 MARKERS = {"spike": "o", "normal": "s", "placebo": "^"}
 
@@ -89,17 +94,13 @@ def plot_noise(
     >>> plot_noise(table).axes[0].get_xlabel()
     'layer'
     """
-    need_columns(table, ["branch", "step", "state", "layer"], TITLE)
+    need(table, ["branch", "step", "state", "layer"], TITLE, HINT)
     rows = table[table["state"] == "adam"]
     if "against" in rows.columns:
         rows = rows[rows["against"].fillna("") == ""]
     panels = [name for name in PANELS if name in rows.columns and rows["adam_snr"].notna().any()]
     if rows.empty or not panels:
-        raise TableError(
-            f'{TITLE}: no row of state "adam" has an adam_snr; measure '
-            f"plan(run, {[*PANELS, 'adam_snr_null', 'adam_snr_se', 'noise_scale_se']}) "
-            "of checkpoints that hold Adam's moments"
-        )
+        raise TableError(f'{TITLE}: no row of state "adam" has an adam_snr; {HINT}')
     rows = rows[rows["adam_snr"].notna()]  # none before the first step
     names = branches_of(rows, branches, TITLE)
     rows = rows[rows["branch"].isin(names)]
@@ -155,8 +156,8 @@ def _panel(
         lost = np.isnan(y)
         undefined, total = undefined + int(lost.sum()), total + len(y)
         ax.plot(
-            x[lost], np.full(int(lost.sum()), 0.97 - 0.045 * len(handles)), color=colour, marker="^", mfc="none", ls="none",
-            transform=ax.get_xaxis_transform(), mew=0.6,
+            x[lost], np.full(int(lost.sum()), 0.97 - 0.045 * len(handles)), color=colour,
+            marker="^", mfc="none", ls="none", transform=ax.get_xaxis_transform(), mew=0.6,
         )  # fmt: skip
         said = f"{branch}, step {step:,} (n = {len(y)})" if steps else f"{branch} (n = {len(y)})"
         handles.append(Line2D([], [], ls=dashes, label=said, **look))

@@ -18,11 +18,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis360.errors import TableError
-from analysis360.plots.style import OKABE_ITO, Drawing, Scale, branch_colours, legend_above, owner
+from analysis360.plots.style import (
+    OKABE_ITO,
+    Drawing,
+    Scale,
+    branch_colours,
+    legend_above,
+    need_columns,
+    owner,
+)
 
 __all__ = [
-    "DASHES", "GUIDE", "SIZES", "branches_of", "colours_of", "laid_out", "legend", "numbers",
-    "one_shape", "place", "sized", "steps_of",
+    "DASHES", "GUIDE", "SIZES", "branches_of", "colours_of", "laid_out", "legend", "need",
+    "numbers", "one_shape", "place", "sized", "steps_of",
 ]  # fmt: skip
 
 SIZES = {"column": (3.3, 1.0), "page": (7.0, 1.0), "slide": (10.0, 1.6)}
@@ -54,8 +62,24 @@ def sized(size: str, title: str) -> Iterator[tuple[float, float]]:
     if size not in SIZES:
         raise ValueError(f"{title}: size={size!r}; allowed: {', '.join(SIZES)}")
     wide, factor = SIZES[size]
-    with rc_context({name: rcParams[name] * factor for name in _SCALED}):
+    now: Any = rcParams
+    larger: Any = {name: now[name] * factor for name in _SCALED}
+    with rc_context(larger):
         yield wide, factor
+
+
+def need(frame: pd.DataFrame, columns: Sequence[str], title: str, hint: str) -> None:
+    """Refuse a frame that is empty or lacks columns, and say how to get one that does not.
+
+    Raises
+    ------
+    TableError
+        What `need_columns` says, and the hint.
+    """
+    try:
+        need_columns(frame, columns, title)
+    except TableError as error:
+        raise TableError(f"{error}; {hint}") from None
 
 
 def laid_out(

@@ -19,6 +19,7 @@ from analysis360.plots.panels import (
     branches_of,
     laid_out,
     legend,
+    need,
     numbers,
     one_shape,
     sized,
@@ -30,7 +31,6 @@ from analysis360.plots.style import (
     clock,
     log_ticks,
     module_rank,
-    need_columns,
     styled,
 )  # fmt: skip
 
@@ -54,6 +54,8 @@ LOGIT = {"qk_logit_rms": ("o", "isotropic inputs (RMS)"), "qk_logit_bound": ("_"
 LAYERS = ("blue", "green", "orange", "purple", "sky", "black")
 LEAST = 1e-5
 """Of the largest eigenvalue: smaller ones lie left of the axis."""
+
+HINT = 'measure plan(run, ["effective_rank"]), then load_table(path, kind="vectors")'
 
 GOLDEN = 0.618034
 """Multiples of it, without the whole part, spread points evenly however many there are."""
@@ -80,10 +82,10 @@ def plot_spectra(
     with `vectors`, the spectrum itself for a few layers: the share of the eigenvalues
     :math:`\lambda=\sigma^2` that are at least :math:`\lambda`, on two logarithmic axes, with the
     fitted power law as a dashed line from its threshold on where the table has it (its slope here
-    is :math:`1-\alpha`; no bins are chosen, as for a density; what is below 1e-5 of the largest lies left of
-    the axis). Then, where the table has them, the
-    attention logits of every head at a few checkpoints: for isotropic inputs, and the bound. The
-    bound is loose by orders of magnitude: read its growth, not its level.
+    is :math:`1-\alpha`; no bins are chosen, as for a density; below 1e-5 of the largest
+    nothing is drawn). Then, where the table has them, the attention logits of every head at a few
+    checkpoints: for isotropic inputs, and the bound. The bound is loose by orders of magnitude:
+    read its growth, not its level.
 
     Parameters
     ----------
@@ -125,7 +127,10 @@ def plot_spectra(
     >>> [ax.get_ylabel() for ax in plot_spectra(table).axes][1]
     'stable rank\n(directions)'
     """
-    need_columns(table, ["branch", "step", "name", "layer", "module", "state"], TITLE)
+    need(
+        table, ["branch", "step", "name", "layer", "module", "state"], TITLE,
+        f"measure plan(run, {list(statistics)}), then load_table(path)",
+    )  # fmt: skip
     rows = table[table["against"].fillna("") == against] if "against" in table.columns else table
     rows = rows[rows["state"].isin(["weight", "master"])]
     there = [name for name in statistics if name in rows.columns and rows[name].notna().any()]
@@ -197,15 +202,15 @@ def _spectra(
     step: int | None,
 ) -> pd.DataFrame:  # fmt: skip
     """Singular values of the chosen layers of one module at one step, in order of layers."""
-    need_columns(vectors, ["branch", "step", "name", "layer", "module", "vector", "values"], TITLE)
+    need(
+        vectors, ["branch", "step", "name", "layer", "module", "vector", "values"],
+        f"{TITLE}, vectors", HINT,
+    )  # fmt: skip
     rows = vectors[(vectors["vector"] == "singular_values") & (vectors["branch"] == branch)]
     if "against" in rows.columns:
         rows = rows[rows["against"].fillna("") == ""]
     if rows.empty:
-        raise TableError(
-            f"{TITLE}: vectors has no singular_values of branch {branch!r}; measure "
-            'plan(run, ["effective_rank"]), then load_table(path, kind="vectors")'
-        )
+        raise TableError(f"{TITLE}: vectors has no singular_values of branch {branch!r}; {HINT}")
     for column, wanted in (("step", step), ("module", module)):
         if wanted is None:
             known = sorted(rows["module"].unique(), key=module_rank)
@@ -217,13 +222,11 @@ def _spectra(
         rows = chosen
     known = sorted(int(layer) for layer in rows["layer"].dropna().unique())
     if layers is not None or known:
-        wanted = (
-            list(layers) if layers is not None else [known[0], known[len(known) // 2], known[-1]]
-        )
-        absent = [layer for layer in wanted if layer not in known]
+        some = [known[0], known[len(known) // 2], known[-1]] if layers is None else list(layers)
+        absent = [layer for layer in some if layer not in known]
         if absent:
             raise TableError(f"{TITLE}: no spectrum of the layers {absent}; there are {known}")
-        rows = rows[rows["layer"].isin(wanted)]
+        rows = rows[rows["layer"].isin(some)]
     return rows.sort_values(["layer", "name"], kind="stable").drop_duplicates("layer")
 
 
@@ -259,10 +262,10 @@ def _spectrum(ax: Axes, spectra: pd.DataFrame, table: pd.DataFrame) -> None:
 
 def _law(ax: Axes, law: pd.DataFrame, squares: np.ndarray, count: int, colour: str) -> str:
     """Draw the fitted tail; say its exponent, error and size."""
-    need = ("power_law_alpha", "power_law_xmin", "power_law_tail")
-    if len(law) != 1 or any(c not in law.columns or law[c].isna().any() for c in need):
+    names = ("power_law_alpha", "power_law_xmin", "power_law_tail")
+    if len(law) != 1 or any(c not in law.columns or law[c].isna().any() for c in names):
         return f" (n = {count:,})"
-    alpha, xmin, tail = (float(law[c].iloc[0]) for c in need)
+    alpha, xmin, tail = (float(law[c].iloc[0]) for c in names)
     x = np.array([xmin, squares[0]])
     ax.plot(
         x, tail / count * (x / xmin) ** (1 - alpha), color=GUIDE, lw=0.9, ls=DASHES[1], zorder=2.5

@@ -17,10 +17,12 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from analysis360.errors import TableError
 from analysis360.plots.panels import (
+    GUIDE,
     branches_of,
     colours_of,
     laid_out,
     legend,
+    need,
     numbers,
     one_shape,
     sized,
@@ -33,9 +35,13 @@ __all__ = ["plot_tokens"]
 TITLE = "plot_tokens"
 LABELS = {"row_v_sum": "Σv̂ of the row\n(gradient squared)"}
 NORMS = "row_square_sum"
+HINT = 'measure v_row_top_share, then rank_tokens(load_table(path, kind="vectors"))'
 BINS = 40
 LEAST = 1e-6
 """Of the largest value: smaller ones lie below the axis. They have not been seen for long."""
+
+ROOM = 1.2
+"""Height of the list of names over that of the first rows, both in decades."""
 
 SIGNS = str.maketrans({"Ġ": "␣", "▁": "␣", "Ċ": "↵"})
 """Signs by which tokenizers write a space and a new line, as people know them."""
@@ -55,7 +61,8 @@ def plot_tokens(
     r"""Draw the rows of each matrix by rank, and name the first of them.
 
     A panel for each matrix: the value of each row against its rank, both logarithmic. The first
-    rows of the branch ``"spike"`` (or of the last one drawn) are named. With `vectors` all rows are
+    rows of the branch ``"spike"`` (or of the last one drawn) are named, with their share of the
+    sum. With `vectors` all rows are
     drawn, not the ranked ones alone, and below them is a histogram of the norms of the rows where
     those were kept: tokens never trained are small and alike. Frequent tokens come first in any
     batch, so read a branch against the others.
@@ -93,18 +100,19 @@ def plot_tokens(
     >>> ranked = pd.DataFrame({"branch": "a", "step": 9, "name": "embed", "module": "embed",
     ...     "vector": "row_v_sum", "rank": [1, 2], "token": [32, 7], "text": ["the", ""],
     ...     "value": [4.0, 1.0]})
-    >>> [text.get_text() for text in plot_tokens(ranked).axes[0].texts]
-    ['the', '#7']
+    >>> plot_tokens(ranked).axes[0].texts[0].get_text().splitlines()
+    ['a, step 9:', '1  the', '2  #7']
     """
-    need = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
-    need_columns(ranked, need, f"{TITLE} (of rank_tokens)")
+    columns = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
+    need(ranked, columns, f"{TITLE} (of rank_tokens)", HINT)
     names = branches_of(ranked, branches, TITLE)
     chosen = steps_of(ranked, names, steps, TITLE)
     rows = ranked[ranked["branch"].isin(names) & ranked["step"].isin(chosen)]
     if rows["vector"].nunique() > 1 or rows.duplicated(["branch", "step", "name", "rank"]).any():
         raise TableError(f"{TITLE}: the ranks of several vectors or runs; choose one")
-    of = rows.drop_duplicates("name").set_index("name")["module"].to_dict()
-    matrices = sorted(of, key=lambda name: module_rank(str(of[name])))
+    first = rows.drop_duplicates("name")
+    of = dict(zip(first["name"].astype(str), first["module"].astype(str), strict=True))
+    matrices = sorted(of, key=lambda name: module_rank(of[name]))
     norms = _norms(vectors, matrices, chosen)
     panels = [*matrices, *(f"{name}, norms" for name in matrices if norms is not None)]
     with sized(size, TITLE):
@@ -118,7 +126,7 @@ def plot_tokens(
             panel.set_title(f"{of[name]}: {panel.get_title(loc='left')}", fontsize="small")
         for panel, name in zip(axes[len(matrices) :], matrices, strict=False):
             if norms is not None:
-                _histogram(panel, norms[norms["name"] == name], looks, str(of[name]))
+                _histogram(panel, norms[norms["name"] == name], looks, of[name])
         return legend(ax, axes[0], handles, size)
 
 
@@ -128,9 +136,9 @@ def _norms(
     if vectors is None:
         return None
     need_columns(vectors, ["branch", "step", "name", "vector", "values"], f"{TITLE}, vectors")
-    rows = vectors[(vectors["vector"] == NORMS) & vectors["name"].isin(list(matrices))]
+    rows = vectors[vectors["vector"].eq(NORMS) & vectors["name"].isin(list(matrices))]
     rows = rows[rows["step"].isin(list(steps))]
-    return None if rows.empty else rows
+    return None if rows.empty else pd.DataFrame(rows)
 
 
 def _all(vectors: pd.DataFrame | None, mine: pd.DataFrame) -> pd.DataFrame | None:
@@ -143,7 +151,7 @@ def _all(vectors: pd.DataFrame | None, mine: pd.DataFrame) -> pd.DataFrame | Non
         raise TableError(
             f"{TITLE}: vectors has no {first['vector']} of {first['name']}, which was ranked"
         )
-    return rows
+    return pd.DataFrame(rows)
 
 
 def _ranks(
@@ -178,7 +186,8 @@ def _ranks(
     top, bottom = ax.dataLim.ymax, ax.dataLim.minposy
     if top > 0 and bottom < LEAST * top:
         ax.set_ylim(LEAST * top, 3 * top)
-        unseen = max(int((line.get_ydata() < LEAST * top).sum()) for line in ax.lines) + unseen
+        drawn = [np.asarray(line.get_ydata(), dtype=np.float64) for line in ax.lines]
+        unseen += max(int((y < LEAST * top).sum()) for y in drawn)
     log_ticks(ax.yaxis)
     said = f"n = {max(counts):,} {'rows' if whole is not None else 'first rows'}"
     ax.set_title(said + (f", up to {unseen:,} below the axis" if unseen else ""))
@@ -205,13 +214,22 @@ def _names(
     branch = "spike" if "spike" in names else names[-1]
     first = mine[(mine["branch"] == branch) & (mine["step"] == steps[0])]
     first = first[first["value"] > 0].sort_values("rank").head(label)
+    if first.empty:
+        return
+    lines = [f"{branch}, step {steps[0]:,}:"]
     for row in first.to_dict("records"):
-        ax.plot([row["rank"]], [row["value"]], marker="o", ms=2.5, ls="none", color="#222222")
-        ax.annotate(
-            _text(row["text"], row["token"]), (row["rank"], row["value"]), xytext=(4, 2),
-            textcoords="offset points", fontsize="small", parse_math=False, zorder=5,
-            bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.3, "lw": 0},
-        )  # fmt: skip
+        ax.plot([row["rank"]], [row["value"]], marker="o", ms=2.5, ls="none", color=GUIDE)
+        share = row.get("share")
+        said = "" if pd.isna(share) else f"  ({100 * share:.2g} %)"
+        lines.append(f"{int(row['rank'])}  {_text(row['text'], row['token'])}{said}")
+    low, high = ax.get_ylim()
+    least = float(numbers(mine[(mine["rank"] <= label) & (mine["value"] > 0)], "value").min())
+    ax.set_ylim(min(low, least * (least / high) ** ROOM), high)  # room below the falling lines
+    log_ticks(ax.yaxis)
+    ax.text(
+        0.03, 0.04, "\n".join(lines), transform=ax.transAxes, fontsize="small", va="bottom",
+        parse_math=False, zorder=5, bbox={"facecolor": "white", "alpha": 0.8, "pad": 1, "lw": 0},
+    )  # fmt: skip
 
 
 def _histogram(
@@ -229,7 +247,7 @@ def _histogram(
         low, high = min(n.min() for n, _ in drawn), max(n.max() for n, _ in drawn)
         edges = np.geomspace(low * 0.98, high * 1.02, BINS + 1)
         for norms, (colour, dashes) in drawn:
-            ax.hist(norms, edges, histtype="step", color=colour, ls=dashes, lw=1.1)
+            ax.hist(norms, list(edges), histtype="step", color=colour, ls=dashes, lw=1.1)
     ax.set_xscale("log")
     log_ticks(ax.xaxis)
     ax.set_xlabel("norm of the row (unit of the weights)")

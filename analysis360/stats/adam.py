@@ -156,7 +156,8 @@ def moment_guard(exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor) -> torch.Tenso
     code="S3", source="Kingma & Ba 2015, algorithm 1 (the update)",
     null="0.226 for steady independent Gaussian gradients at β = (0.9, 0.95), 0.218 for Student's "
     "t with 3 degrees, 0.132 if 2 % of them are not zero, 0.076 if 0.5 %; simulated",
-    undefined="before the first step; step or a hyper-parameter not known", figure="plot_moments, plot_anatomy",
+    undefined="before the first step; step or a hyper-parameter not known",
+    figure="plot_moments, plot_anatomy",
 )  # fmt: skip
 def update_rms(u_sq: float, adam_count: float) -> float:
     r"""Root mean square of the update, :math:`\sqrt{\overline{u^2}}`.
@@ -245,7 +246,8 @@ def gradient_snr(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     code="S4", source="McCandlish et al. 2018 (arXiv 1812.06162), the simple noise scale; from the "
     "moments: derived",
     null="undefined half of the time under pure noise; σ²/μ² for a steady drift, closed form",
-    undefined="ρ ≤ c_t, ρ ≥ 1, or adam_snr not defined", unit="batches", figure="plot_layers, plot_noise",
+    undefined="ρ ≤ c_t, ρ ≥ 1, or adam_snr not defined", unit="batches",
+    figure="plot_layers, plot_noise",
 )  # fmt: skip
 def noise_scale(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     r"""Simple noise scale in units of the run's batch, :math:`(1-\rho)/(\rho-c_t)`.
@@ -263,7 +265,8 @@ def noise_scale(m_sq: float, v_sum: float, step: float, beta1: float) -> float:
     degree=1, invariant=("sign", "permutation", "transpose"), low=0,
     code="S6", source="derived",
     null="none; at most the clip for all parameters together (closed form, conditions in the text)",
-    undefined="before the first step; step or betas not known", figure="plot_moments, plot_anatomy",
+    undefined="before the first step; step or betas not known",
+    figure="plot_moments, plot_anatomy",
 )  # fmt: skip
 def grad_norm_ema(v_sum: float) -> float:
     r"""Moving root mean square of the gradient norm, :math:`\sqrt{\sum\hat v}`.

@@ -1,4 +1,4 @@
-"""How Adam's second moment and its update are distributed: python plot_moment_histograms.py FOLDER."""
+"""How Adam's second moment and update are distributed: python plot_moment_histograms.py FOLDER."""
 
 import sys
 
