@@ -212,8 +212,8 @@ def _draw(ax: Axes, pieces: list[_Piece], wide: float, tall: float, size: float)
                     (piece.x, piece.y), piece.width, piece.height, facecolor=piece.colour, lw=0
                 )
             )
-        if piece.text:
+        for line, text in enumerate(piece.text.split("\n") if piece.text else ()):
             ax.text(
-                piece.x + PAD, piece.y + PAD, piece.text, va="top", ha="left", fontsize=size,
-                weight=piece.weight, parse_math=False,
+                piece.x + PAD, piece.y + PAD + 0.9 * size + line * line_height(size), text,
+                va="baseline", ha="left", fontsize=size, weight=piece.weight, parse_math=False,
             )  # fmt: skip

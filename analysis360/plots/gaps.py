@@ -53,7 +53,7 @@ def plot_gaps(
     """Draw the gap to the reference branch in every benchmark, with its 95 % interval.
 
     Each benchmark is a row. Its last checkpoint with a gap is drawn, and with `spikes` also the
-    first one at or after the peak, and at or after the end, of each spike of the branch.
+    first one at or after the peak, and at or after the end, of each sustained spike of the branch.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def _names(rows: pd.DataFrame) -> dict[tuple[object, ...], str]:
     for key, mine in rows.groupby(_keys(rows), sort=False, dropna=False):
         name = str(key[0]) + (f", {key[1]}-shot" if several else "")
         if "n" in mine.columns and mine["n"].notna().any():
-            name += f" (n = {int(mine['n'].max()):,})"
+            name += f" (n\xa0=\xa0{int(mine['n'].max()):,})"
         names[key] = "\n".join(wrapped(name, 0.3 * page() * 72, 7))
     return names
 
@@ -160,6 +160,8 @@ def _moments(
     column = "_tokens" if "tokens" in rows.columns and rows["tokens"].notna().all() else ""
     need_columns(spikes, ["branch", f"peak{column}", f"end{column}"], f"{TITLE}, spikes")
     mine = spikes[spikes["branch"] == branch]
+    if "channel" in mine.columns:
+        mine = mine[mine["channel"] == "sustained"]
     found = []
     for place, spike in enumerate(mine.to_dict("records"), start=1):
         number = f" of spike {place}" if len(mine) > 1 else ""
@@ -248,6 +250,6 @@ def _handles(colours: dict[str, str], moments: list[str], known: pd.DataFrame) -
         )  # fmt: skip
     spread = bool({"gap_stderr", "gap_low"} & set(known.columns))
     if spread:
-        said = "bar: 95 %, of the items; not adjusted for several"
+        said = "bar: 95 %, noise of the items (not adjusted)"
         handles.append(Line2D([], [], color=grey, lw=0.9, marker="|", label=said))
     return handles
