@@ -84,7 +84,12 @@ def plot_evidence(
     ['M1 stale second moment', 'RMS(u) 2.1 > 1.1', 'for']
     """
     need_columns(matrix, ["mechanism", "name", *KINDS, "verdict"], TITLE)
-    cells = matrix.fillna("").astype(str).map(lambda text: _cut(" ".join(text.split()), longest))
+    cells = (
+        matrix.astype(object)
+        .where(matrix.notna(), "")
+        .astype(str)
+        .map(lambda text: _cut(" ".join(text.split()), longest))
+    )
     size = 0.833 * float(rcParams["font.size"])
     axes = given_axes(ax, ["evidence"], TITLE)
     if axes is not None:

@@ -51,7 +51,7 @@ CASES = {
         },
         panels=3,
     ),
-    "layers": Case(plots.plot_layers, frames.apart_frame, panels=10, positional=("rms",)),
+    "layers": Case(plots.plot_layers, lambda: frames.apart_frame(layers=2), panels=10, positional=("rms",)),
     "layers, one panel": Case(
         plots.plot_layers, lambda: frames.apart_frame("layer"), positional=("rms",)
     ),
@@ -64,7 +64,7 @@ CASES = {
     ),
     "moments": Case(plots.plot_moments, lambda: frames.table_frame("all"), panels=4),
     "moments of layers": Case(
-        plots.plot_moments, lambda: frames.table_frame("layer"), panels=12, high=2.4
+        plots.plot_moments, lambda: frames.table_frame("layer", layers=2, chunks=7), panels=12, high=2.4
     ),
     "benchmarks": Case(plots.plot_benchmarks, frames.joined_frame, panels=8),
     "gaps": Case(
@@ -131,6 +131,7 @@ def misplaced(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [PAPER, None, SLIDE], ids=["paper", "page", "slide"])
 def test_a_new_figure_is_legible_and_small_at_every_width(
     case: Case, width: float | None, monkeypatch: pytest.MonkeyPatch, no_pyplot: None
@@ -145,6 +146,7 @@ def test_a_new_figure_is_legible_and_small_at_every_width(
             assert len(save_svg(figure)) < 600_000
 
 
+@pytest.mark.slow
 def test_given_axes_are_drawn_into_and_no_figure_is_made(
     case: Case, monkeypatch: pytest.MonkeyPatch, no_pyplot: None
 ) -> None:
@@ -184,6 +186,7 @@ def test_an_empty_frame_and_missing_columns_are_refused(case: Case) -> None:
         case.draw([1], *case.positional)
 
 
+@pytest.mark.slow
 def test_the_frame_is_not_changed(case: Case) -> None:
     frame = case.frame()
     copy = frame.copy(deep=True)
@@ -192,7 +195,7 @@ def test_the_frame_is_not_changed(case: Case) -> None:
 
 
 def big_loss() -> pd.DataFrame:
-    step = np.arange(1, 40_001)
+    step = np.arange(1, 20_001)
     rng = np.random.default_rng(0)
     return pd.concat([
         pd.DataFrame({"branch": b, "step": step, "tokens": step * 4096, "loss": rng.normal(2, 0.1, step.size)})
@@ -201,19 +204,20 @@ def big_loss() -> pd.DataFrame:
 
 
 def many_gaps() -> pd.DataFrame:
-    apart = frames.apart_frame("tensor", layers=80)
+    apart = frames.apart_frame("tensor", layers=40)
     lost = np.random.default_rng(0).random(len(apart)) < 0.4
     return apart.assign(log2_ratio=apart["log2_ratio"].mask(lost))
 
 
 DENSE = {
-    "loss of 80,000 rows": lambda: plots.plot_loss(big_loss()),
-    "7,000 cells, 40 % missing": lambda: plots.plot_layers(many_gaps(), "rms"),
-    "80 layers": lambda: plots.plot_moments(frames.table_frame("layer", layers=80)),
-    "400 events": lambda: plots.plot_aligned(events.aligned_frame(events=4, layers=60)),
+    "loss of 40,000 rows": lambda: plots.plot_loss(big_loss()),
+    "3,000 cells, 40 % missing": lambda: plots.plot_layers(many_gaps(), "rms"),
+    "80 layers": lambda: plots.plot_moments(frames.table_frame("layer", layers=80, chunks=8)),
+    "240 lines": lambda: plots.plot_aligned(events.aligned_frame(events=4, layers=30)),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE)
 def test_a_dense_figure_stays_a_small_vector_figure(name: str) -> None:
     text = save_svg(DENSE[name]())
