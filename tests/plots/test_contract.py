@@ -204,16 +204,18 @@ def big_loss() -> pd.DataFrame:
 
 
 def many_gaps() -> pd.DataFrame:
-    apart = frames.apart_frame("tensor", layers=40)
+    apart = frames.apart_frame("tensor", layers=20)
     lost = np.random.default_rng(0).random(len(apart)) < 0.4
     return apart.assign(log2_ratio=apart["log2_ratio"].mask(lost))
 
 
 DENSE = {
     "loss of 40,000 rows": lambda: plots.plot_loss(big_loss()),
-    "3,000 cells, 40 % missing": lambda: plots.plot_layers(many_gaps(), "rms"),
-    "80 layers": lambda: plots.plot_moments(frames.table_frame("layer", layers=80, chunks=8)),
-    "240 lines": lambda: plots.plot_aligned(events.aligned_frame(events=4, layers=30)),
+    "1,700 cells, 40 % missing": lambda: plots.plot_layers(many_gaps(), "rms"),
+    "80 layers": lambda: plots.plot_moments(
+        frames.table_frame("layer", layers=80, chunks=13).query("branch == 'spike'")
+    ),
+    "96 lines": lambda: plots.plot_aligned(events.aligned_frame(events=4, layers=12)),
 }
 
 
