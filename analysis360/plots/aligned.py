@@ -102,12 +102,11 @@ def plot_aligned(
     if axes is None:
         axes = _axes(len(parts))
     colours = branch_colours(list(rows["branch"].unique()))
-    many = 0
     for part, panel in zip(parts, axes, strict=True):
         mine = rows[rows[by] == part] if by else rows
-        many = max(many, _panel(panel, mine, keys, column, time, colours))
+        _panel(panel, mine, keys, column, time, colours)
         if by:
-            panel.set_title(f"{part}", loc="left" if panel is not axes[0] else "right")
+            panel.set_title(str(part))
     for panel in axes:
         panel.set_xlabel(time.label if ax is not None or panel in axes[-_across(axes) :] else "")
     for panel in axes if ax is not None else axes[:: _across(axes)]:
@@ -148,8 +147,8 @@ def _axes(panels: int) -> list[Axes]:
 
 def _panel(
     ax: Axes, rows: pd.DataFrame, keys: list[str], column: str, time: Scale, colours: dict[str, str]
-) -> int:
-    """Draw the lines of one panel and their median; return how many lines there are."""
+) -> None:
+    """Draw the lines of one panel and their median."""
     ax.axvline(0.0, color="#555555", lw=0.7, ls=(0, (4, 2)), zorder=1.7)
     if column != "value":
         ax.axhline(0.0, color="#222222", lw=0.5, zorder=1.6)
@@ -166,7 +165,6 @@ def _panel(
     if groups.ngroups > 1:
         x, y = _median(rows, keys, column, time)
         ax.plot(x, y, color=MEDIAN, lw=1.6, zorder=3)
-    return int(groups.ngroups)
 
 
 def _spacing(rows: pd.DataFrame, keys: list[str], time: Scale) -> float:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 
 from analysis360.errors import TableError
+from analysis360.plots.wrapping import wrapped
 
-__all__ = ["fitted", "given_axes", "legend_above", "legend_inside"]
+__all__ = ["fitted", "given_axes", "legend_above"]
 
 
 def given_axes(
@@ -79,25 +81,33 @@ def legend_above(ax: Axes, columns: int = 4, **given: Any) -> None:
         labels = [str(handle.get_label()) for handle in handles]
     lifted = 1.0 if not ax.get_title(loc="left") else _above_title(ax)
 
+    room, dpi = 0.95 * ax.get_window_extent().width, _dpi(ax)
+
     def make(count: int) -> Legend:
+        said = labels
+        if count == 1:  # the last resort: longer labels in several lines
+            size = float(rcParams["legend.fontsize"])
+            width = room / dpi * 72 - 4 * size
+            said = ["\n".join(wrapped(str(label), width, size)) for label in labels]
         return ax.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0.0, lifted), ncols=count,
+            handles, said, loc="lower left", bbox_to_anchor=(0.0, lifted), ncols=count,
             columnspacing=1.2, **given,
         )  # fmt: skip
 
-    fitted(make, min(columns, len(handles)), ax.get_window_extent().width)
+    legend = fitted(make, min(columns, len(handles)), room)
+    if legend.get_window_extent().width > 0.6 * room:
+        # a wide legend may grow to the left, over the labels of the axis, and so never past an edge
+        legend.set_loc("lower right")
+        legend.set_bbox_to_anchor((1.0, lifted), ax.transAxes)
 
 
 def _above_title(ax: Axes) -> float:
     """Height above the axes, in units of it, that its own title takes."""
     lines = ax.get_title(loc="left").count("\n") + 1
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    tall = ax.get_window_extent().height / figure.dpi * 72
+    tall = ax.get_window_extent().height / _dpi(ax) * 72
     return 1.0 + lines * 12.0 / max(tall, 1.0)
 
 
-def legend_inside(ax: Axes, handles: Sequence[Any], columns: int = 1) -> None:
-    """Put a legend where it covers least, in axes that a caller gave."""
-    if handles:
-        ax.legend(handles=list(handles), loc="best", ncols=columns)
+def _dpi(ax: Axes) -> float:
+    figure = ax.get_figure(root=True)
+    return 72.0 if figure is None else float(figure.dpi)

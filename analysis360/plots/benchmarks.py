@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import wrap
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from analysis360.plots.style import (
     page,
     styled,
 )
+from analysis360.plots.wrapping import wrapped
 
 __all__ = ["plot_benchmarks"]
 
@@ -86,10 +86,13 @@ def plot_benchmarks(
     gaps = "gap" in joined.columns and bool(joined["gap"].notna().any())
     axes = _axes(ax, groups, gaps, columns)
     colours = branch_colours(list(joined["branch"].unique()))
+    room = 45 * min(page(), PAGE) / _wide(len(groups), columns)  # points of a title
+    if ax is not None:
+        room = axes[0].get_window_extent().width / owner(axes[0]).dpi * 72
     for place, rows in enumerate(groups):
         top, bottom = (axes[2 * place], axes[2 * place + 1]) if gaps else (axes[place],) * 2
         _scores(top, rows, time, colours)
-        top.set_title(_name(rows, narrow=page() < NARROW))
+        top.set_title(_name(rows, room))
         if gaps:
             _gap(bottom, rows, time, colours)
             bottom.set_ylabel(_gap_label(rows))
@@ -113,8 +116,8 @@ def _axes(
     given = given_axes(ax, [f"{part} of {name}" for name in names for part in parts], TITLE)
     if given is not None:
         return given
-    high = -(-len(groups) // columns)
-    wide = -(-len(groups) // high)
+    wide = _wide(len(groups), columns)
+    high = -(-len(groups) // wide)
     tall = (2.25 if gaps else 1.5) * high + 0.6
     figure = Drawing(figsize=(PAGE if wide > 1 else PAGE / 2, tall), layout="constrained")
     each = len(parts)
@@ -130,11 +133,16 @@ def _axes(
     return axes
 
 
+def _wide(groups: int, columns: int) -> int:
+    """Benchmarks side by side: as many lines as `columns` needs, filled evenly."""
+    return -(-groups // -(-groups // columns))
+
+
 def _share_labels(
     axes: list[Axes], groups: list[pd.DataFrame], gaps: bool, columns: int, time: Scale
 ) -> None:
     """Leave the labels to the panels at the left and at the bottom of a grid."""
-    wide = -(-len(groups) // -(-len(groups) // columns))
+    wide = _wide(len(groups), columns)
     metrics = {_metric(rows) for rows in groups}
     for place in range(len(groups)):
         top, bottom = (axes[2 * place], axes[2 * place + 1]) if gaps else (axes[place],) * 2
@@ -146,12 +154,10 @@ def _share_labels(
             bottom.set_ylabel("")
 
 
-def _name(rows: pd.DataFrame, *, narrow: bool = False) -> str:
+def _name(rows: pd.DataFrame, room: float = np.inf) -> str:
     first = rows.iloc[0]
     name = str(first["benchmark"])
-    if narrow:  # half a column of a paper holds about twenty letters
-        lines = wrap(name.replace("_", "_ "), 22)
-        name = "\n".join(line.replace("_ ", "_") for line in lines)
+    name = "\n".join(wrapped(name, room, 8))
     more = []
     if "shots" in rows.columns and pd.notna(first["shots"]) and int(first["shots"]) > 0:
         more.append(f"{int(first['shots'])}-shot")

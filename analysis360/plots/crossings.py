@@ -50,7 +50,7 @@ def plot_crossings(
 
     A bar goes from the last point inside the band to the first point outside it; the crossing lies
     somewhere in it, so two bars that overlap have no order. The dot is the first point outside.
-    What never crossed is a dashed line with an arrow from its last point on.
+    What never crossed is a dashed line that ends in an arrow.
 
     Parameters
     ----------
@@ -90,16 +90,23 @@ def plot_crossings(
     panels = ["first crossings"] + ([] if lags is None else ["correlations by lag"])
     lag_time = None if lags is None else _lag_time(lags)
     axes = given_axes(ax, panels, TITLE, first=True)
+    wide = 0.26 * min(page(), PAGE) * 72
+    if axes is not None:
+        wide = 0.3 * axes[0].get_window_extent().width / owner(axes[0]).dpi * 72
+    names = [wrapped(str(name), max(wide, 60), 7) for name in rows["name"]]
     if axes is None:
-        axes = _axes(len(rows), len(panels))
-    _bars(axes[0], rows, after, by)
+        axes = _axes(sum(len(name) for name in names) + len(names) / 2, len(panels))
+    _bars(axes[0], rows, names, after, by)
     axes[0].set_xlabel(f"{time.label}, last point inside to first point outside")
     if page() < PAGE or ax is not None:
         axes[0].set_xlabel(time.label)
     handles = _handles(rows, by)
     if len(axes) > 1 and lags is not None and lag_time is not None:
         _lags(axes[1], lags, lag_time)
-    legend_above(axes[0], 4, handles=handles)
+    if ax is None:
+        owner(axes[0]).legend(handles=handles, loc="outside upper left", ncols=6)
+    else:
+        legend_above(axes[0], 4, handles=handles)
     return owner(axes[0])
 
 
@@ -117,31 +124,35 @@ def _ends(crossings: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, Scale]:
     )
 
 
-def _axes(rows: int, panels: int) -> list[Axes]:
-    tall = 0.9 + 0.19 * rows
+def _axes(lines: float, panels: int) -> list[Axes]:
+    tall = 0.9 + 0.125 * lines
     heights = [tall, 1.7][:panels]
     figure = Drawing(figsize=(PAGE, min(sum(heights), 9.0)), layout="constrained")
     return list(figure.subplots(panels, 1, squeeze=False, height_ratios=heights)[:, 0])
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, after: np.ndarray, by: np.ndarray) -> None:
+def _bars(
+    ax: Axes, rows: pd.DataFrame, names: list[list[str]], after: np.ndarray, by: np.ndarray
+) -> None:
+    """Draw a row for each crossing, as high as its name has lines."""
+    tall = np.array([len(name) + 0.5 for name in names])
+    places = np.cumsum(tall) - tall / 2
     both = np.concatenate([after, by])
     both = both[np.isfinite(both)]
     low, high = float(both.min()), float(both.max())
     room = 0.06 * (high - low) or max(abs(high), 1.0) * 0.06
     left, right = low - room, high + room
-    for place, row in enumerate(rows.to_dict("records")):
+    for place, a, b, row in zip(places, after, by, rows.to_dict("records"), strict=True):
         colour = KINDS.get(str(row["kind"]), OTHER)
-        a, b = after[place], by[place]
         if np.isfinite(b):
             start = a if np.isfinite(a) else left  # outside from its first point on
-            look: dict[str, Any] = {"color": colour, "height": 0.55}
+            look: dict[str, Any] = {"color": colour, "height": 0.9}
             look |= {"hatch": None, "alpha": 0.45} if np.isfinite(a) else {"alpha": 0.2}
             ax.barh(place, b - start, left=start, lw=0, **look)
             ax.plot([b], [place], marker="o", ms=3.5, color=colour, ls="none", zorder=3)
         elif np.isfinite(a):
             ax.annotate(
-                "", (right, place), xytext=(a, place), zorder=2,
+                "", (right, place), xytext=(left, place), zorder=2,
                 arrowprops={
                     "arrowstyle": "->", "color": NEVER, "ls": (0, (3, 2)), "lw": 0.8,
                     "shrinkA": 0, "shrinkB": 0,
@@ -151,10 +162,8 @@ def _bars(ax: Axes, rows: pd.DataFrame, after: np.ndarray, by: np.ndarray) -> No
             1.01, place, _said(row), transform=ax.get_yaxis_transform(), va="center", ha="left",
             fontsize="small", clip_on=False,
         )  # fmt: skip
-    wide = 0.26 * ax.get_window_extent().width / owner(ax).dpi * 72
-    names = ["\n".join(wrapped(str(name), max(wide, 60), 7)) for name in rows["name"]]
-    ax.set_yticks(range(len(rows)), names)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set_yticks(places, ["\n".join(name) for name in names])
+    ax.set_ylim(float(tall.sum()), 0.0)
     ax.set_xlim(left, right)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
@@ -164,7 +173,7 @@ def _said(row: dict[Any, Any]) -> str:
     """What stands to the right of a bar: size of the crossing and number of points."""
     parts = []
     if pd.notna(row.get("z")):
-        parts.append(f"z = {short(float(row['z']))}")
+        parts.append(f"z = {short(float(row['z']))}".replace("-", "−"))
     if pd.notna(row.get("n")):
         parts.append(f"n = {int(row['n']):,}")
     return ", ".join(parts)
@@ -188,7 +197,10 @@ def _lag_time(lags: pd.DataFrame) -> Scale:
     need_columns(lags, ["correlation"], f"{TITLE}, lags")
     for column in ("lag_tokens", "lag_steps", "lag"):
         if column in lags.columns and lags[column].notna().all():
-            return scale(column, float(lags[column].abs().max()))
+            found = scale(column.removeprefix("lag_"), float(lags[column].abs().max()))
+            what = "" if column == "lag" else column.removeprefix("lag_")
+            label = f"lag ({found.unit} {what})".replace("( ", "(") if what else found.label
+            return Scale(column, found.factor, label, found.unit)
     raise TableError(
         f"{TITLE}, lags: none of lag_tokens, lag_steps, lag is known in every row; "
         f"there are {list(lags.columns)}"
@@ -208,7 +220,7 @@ def _lags(ax: Axes, lags: pd.DataFrame, time: Scale) -> None:
         if {"low", "high"} <= set(rows.columns):
             low, high = (rows[c].to_numpy(float, na_value=np.nan) for c in ("low", "high"))
             grey = "#999999" if len(names) == 1 else colour
-            ax.fill_between(x, low, high, color=grey, alpha=0.22, lw=0, label=None)
+            ax.fill_between(x, low, high, color=grey, alpha=0.22, lw=0)
         label = str(name)
         if "n" in rows.columns and rows["n"].notna().any():
             label += f" (n = {int(rows['n'].min()):,})"

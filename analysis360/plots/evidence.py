@@ -84,7 +84,12 @@ def plot_evidence(
     ['M1 stale second moment', 'RMS(u) 2.1 > 1.1', 'for']
     """
     need_columns(matrix, ["mechanism", "name", *KINDS, "verdict"], TITLE)
-    cells = matrix.fillna("").astype(str).map(lambda text: _cut(" ".join(text.split()), longest))
+    cells = (
+        matrix.astype(object)
+        .where(matrix.notna(), "")
+        .astype(str)
+        .map(lambda text: _cut(" ".join(text.split()), longest))
+    )
     size = 0.833 * float(rcParams["font.size"])
     axes = given_axes(ax, ["evidence"], TITLE)
     if axes is not None:
@@ -212,8 +217,8 @@ def _draw(ax: Axes, pieces: list[_Piece], wide: float, tall: float, size: float)
                     (piece.x, piece.y), piece.width, piece.height, facecolor=piece.colour, lw=0
                 )
             )
-        if piece.text:
+        for line, text in enumerate(piece.text.split("\n") if piece.text else ()):
             ax.text(
-                piece.x + PAD, piece.y + PAD, piece.text, va="top", ha="left", fontsize=size,
-                weight=piece.weight, parse_math=False,
+                piece.x + PAD, piece.y + PAD + 0.9 * size + line * line_height(size), text,
+                va="baseline", ha="left", fontsize=size, weight=piece.weight, parse_math=False,
             )  # fmt: skip

@@ -53,7 +53,7 @@ def plot_gaps(
     """Draw the gap to the reference branch in every benchmark, with its 95 % interval.
 
     Each benchmark is a row. Its last checkpoint with a gap is drawn, and with `spikes` also the
-    first one at or after the peak, and at or after the end, of each spike of the branch.
+    first one at or after the peak, and at or after the end, of each sustained spike of the branch.
 
     Parameters
     ----------
@@ -103,8 +103,11 @@ def plot_gaps(
     known = known.assign(x=known[clock(known, title=TITLE).column].astype("Int64"))
     metrics = list(dict.fromkeys(known["metric"]))
     marks = {metric: _marks(known[known["metric"] == metric], spikes) for metric in metrics}
-    names = {metric: _names(known[known["metric"] == metric]) for metric in metrics}
     axes = given_axes(ax, [f"gaps of {metric}" for metric in metrics], TITLE)
+    room = 22 * min(page(), PAGE)  # points for the names
+    if axes is not None:
+        room = 0.35 * axes[0].get_window_extent().width / owner(axes[0]).dpi * 72
+    names = {metric: _names(known[known["metric"] == metric], room) for metric in metrics}
     if axes is None:
         axes = _axes([len(names[m]) * max(len(marks[m]), 2) for m in metrics], len(known))
     looks = branch_colours(list(known["branch"].unique()))
@@ -112,7 +115,8 @@ def plot_gaps(
     for metric, panel in zip(metrics, axes, strict=True):
         rows = known[known["metric"] == metric]
         _panel(panel, marks[metric], names[metric], looks, moments)
-        panel.set_xlabel(_x_label(rows, metric))
+        label = _x_label(rows, metric)
+        panel.set_xlabel(label if room > 140 else label.replace(" (", "\n("))
     handles = _handles(looks, moments, known)
     if ax is None:
         figure = owner(axes[0])
@@ -126,15 +130,15 @@ def _keys(rows: pd.DataFrame) -> list[str]:
     return [c for c in ("benchmark", "shots") if c in rows.columns]
 
 
-def _names(rows: pd.DataFrame) -> dict[tuple[object, ...], str]:
+def _names(rows: pd.DataFrame, room: float) -> dict[tuple[object, ...], str]:
     """Name of each benchmark, with its shots and its number of items."""
     names: dict[tuple[object, ...], str] = {}
     several = "shots" in rows.columns and rows.groupby("benchmark")["shots"].nunique().max() > 1
     for key, mine in rows.groupby(_keys(rows), sort=False, dropna=False):
         name = str(key[0]) + (f", {key[1]}-shot" if several else "")
         if "n" in mine.columns and mine["n"].notna().any():
-            name += f" (n = {int(mine['n'].max()):,})"
-        names[key] = "\n".join(wrapped(name, 0.3 * page() * 72, 7))
+            name += f" (n\xa0=\xa0{int(mine['n'].max()):,})"
+        names[key] = "\n".join(wrapped(name, max(room, 60), 7))
     return names
 
 
@@ -160,6 +164,8 @@ def _moments(
     column = "_tokens" if "tokens" in rows.columns and rows["tokens"].notna().all() else ""
     need_columns(spikes, ["branch", f"peak{column}", f"end{column}"], f"{TITLE}, spikes")
     mine = spikes[spikes["branch"] == branch]
+    if "channel" in mine.columns:
+        mine = mine[mine["channel"] == "sustained"]
     found = []
     for place, spike in enumerate(mine.to_dict("records"), start=1):
         number = f" of spike {place}" if len(mine) > 1 else ""
@@ -248,6 +254,6 @@ def _handles(colours: dict[str, str], moments: list[str], known: pd.DataFrame) -
         )  # fmt: skip
     spread = bool({"gap_stderr", "gap_low"} & set(known.columns))
     if spread:
-        said = "bar: 95 %, of the items; not adjusted for several"
+        said = "bar: 95 %, noise of the items (not adjusted)"
         handles.append(Line2D([], [], color=grey, lw=0.9, marker="|", label=said))
     return handles

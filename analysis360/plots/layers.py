@@ -256,7 +256,7 @@ def _draw(ax: Axes, panel: _Panel, edge: float) -> AxesImage:
         ticks.append(len(panel.rows) - 1)
     ax.set_yticks(ticks, [panel.rows[tick] for tick in ticks])
     ax.tick_params(length=2)
-    ax.set_title(panel.title)
+    ax.set_title(panel.title.replace("outside ", "outside\n") if page() < PAGE else panel.title)
     ax.spines[["left", "bottom"]].set_visible(False)
     return image
 

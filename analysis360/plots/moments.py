@@ -31,6 +31,7 @@ from analysis360.plots.style import (
     page,
     styled,
 )
+from analysis360.plots.wrapping import wrapped
 
 __all__ = ["plot_moments"]
 
@@ -165,14 +166,17 @@ def _null(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
 
 
 def _dress(ax: Axes, column: str) -> None:
-    ax.set_ylabel(PANELS[column])
+    label = PANELS[column]
+    if page() < PAGE:  # rows of panels are 1.3 inches high
+        label = "\n".join(wrapped(label, 88, 8))
+    ax.set_ylabel(label)
     if column == "grad_norm_ema":
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
     elif column == "eps_fraction":
         beside = ax.get_shared_y_axes().get_siblings(ax)
         ax.set_ylim(0.0, 1.08 * max(1e-12, *(other.dataLim.ymax for other in beside), 0.0))
-        if ax.get_ylim()[1] < 1e-3:
+        if ax.get_ylim()[1] < 1e-2:
             ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
 
 
@@ -213,8 +217,8 @@ def _layers(
                 _line(grid[i, j], time.of(line[time.column]), line, column, colour, dense)
             _null(grid[i, j], mine, column, time)
         n = mine[time.column].nunique()
-        gap = "\n" if page() < PAGE else " "
-        grid[0, j].set_title(f"{branch}{gap}(n = {n} checkpoints)")
+        said = f"\nn = {n}" if page() < PAGE else f" (n = {n} checkpoints)"
+        grid[0, j].set_title(f"{branch}{said}")
         for panel in grid[:, j] if ax is not None else grid[-1:, j]:
             panel.set_xlabel(time.label)
     for i, column in enumerate(columns):

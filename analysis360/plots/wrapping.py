@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from matplotlib.font_manager import FontProperties
@@ -9,8 +10,8 @@ from matplotlib.textpath import text_to_path
 
 __all__ = ["line_height", "text_width", "wrapped"]
 
-SPACING = 1.2
-"""Distance of two lines, in heights of a line, as matplotlib sets it."""
+SPACING = 1.25
+"""Distance of two lines in units of their size."""
 
 
 @lru_cache(maxsize=4096)
@@ -29,7 +30,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 def line_height(size: float) -> float:
     """Distance between two lines of text in points."""
-    return SPACING * 1.17 * size
+    return SPACING * size
 
 
 def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
@@ -42,7 +43,7 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> lis
     """
     lines: list[str] = []
     line = ""
-    for word in text.split():
+    for word in re.split(r"[ \t\n]+", text.strip()):  # not at a no-break space
         tried = f"{line} {word}" if line else word
         if text_width(tried, size, weight) <= width:
             line = tried
