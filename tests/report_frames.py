@@ -19,7 +19,7 @@ DIRECTIONS = ("for", "against", "untestable", "inconclusive")
 def evidence_piece() -> pd.DataFrame:
     rows = []
     for i, (mechanism, name) in enumerate(MECHANISMS):
-        for way in {DIRECTIONS[i % 4], DIRECTIONS[(i * 7 + 2) % 4]}:
+        for way in dict.fromkeys((DIRECTIONS[i % 4], DIRECTIONS[(i * 7 + 2) % 4])):
             sentence = (
                 f"update_rms is {1 + i / 10:.2f} times that of the reference at step 200, above "
                 "the limit of 1.05"
