@@ -31,6 +31,7 @@ def evidence_piece() -> pd.DataFrame:
                 "value": 1 + i / 10, "limit": 1.05, "unit": "ratio",
                 "where": f"layers.{i}.attn.q.weight", "step": 200, "n": 7,
                 "why": why if way == "untestable" else "", "source": "derived", "needs": "moments",
+                "role": "key",
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -227,7 +227,8 @@ def test_strings_are_escaped(tmp_path):
     assert evil in found.text("")
 
 
-def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path):
+def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: None)
     path = write_report(tmp_path / "r.html", weights(), run=demo_run("a"), pieces=pieces())
     found = Page(path.read_text())
     told = found.text("summary")
@@ -250,10 +251,23 @@ def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path):
     assert not re.search(r"\b(because|caus(ed|es)|due to|leads? to|driven by)\b", told + evidence)
 
 
+def test_a_matrix_of_the_library_gives_its_verdicts_to_the_summary(tmp_path, monkeypatch):
+    def matrix(evidence):
+        wide = evidence.drop_duplicates("mechanism")[["mechanism", "name"]].assign(verdict="for")
+        wide.loc[wide["mechanism"].eq("M7"), "verdict"] = "untestable"
+        return wide.assign(**{way: "" for way in ("for", "against", "untestable", "inconclusive")})
+
+    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: matrix)
+    found = Page(write_report(tmp_path / "r.html", weights(), pieces=pieces()).read_text())
+    told = found.text("summary")
+    assert "does not fit none, leaves open none, and cannot be tested here for 1 (M7)" in told
+    assert "Verdict, by rule" in found.text("evidence")
+
+
 def test_a_calibrated_departure_says_its_level_and_its_placebos(tmp_path):
     path = write_report(tmp_path / "r.html", weights(), pieces=pieces("calibrated"))
     told = Page(path.read_text()).text("summary")
-    assert "for a familywise level of 0.05 from 8 placebo branches" in told
+    assert "for a familywise level of 0.05 from 8 placebo branches (left the band)" in told
     assert "descriptive" not in told
 
 
