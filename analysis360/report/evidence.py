@@ -20,8 +20,8 @@ INTRODUCTION = (
 
 RULE = (
     " Verdict, by rule: “for” if a decisive piece is for, or if key pieces are and none is "
-    "against, open or untestable; “against” if a decisive or key piece is against; “untestable” if none of "
-    "them could be had; else “inconclusive”."
+    "against, open or untestable; “against” if a decisive or key piece is against; "
+    "“untestable” if none of them could be had; else “inconclusive”."
 )
 
 

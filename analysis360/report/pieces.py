@@ -131,7 +131,8 @@ def _evidence(made: Material) -> pd.DataFrame | None:
     if make is None:
         return None
     adam = made.run.adam if made.run is not None else None
-    more = {} if adam is None else {"betas": (adam.beta1, adam.beta2)}
+    known = adam is not None and None not in (adam.beta1, adam.beta2)
+    more = {"betas": (adam.beta1, adam.beta2)} if adam is not None and known else {}
     frame: pd.DataFrame = make(
         made.table, made.branch, made.to, placebos=placebos(made), loss=made.loss,
         spikes=made.spikes, vectors=made.vectors, **more,
