@@ -115,39 +115,6 @@ def plot_layers(
     return figure
 
 
-def layer_panels(
-    apart: pd.DataFrame, statistic: str, *, state: str = "weight", against: str = ""
-) -> tuple[list[_Panel], pd.DataFrame]:
-    """Cells that `plot_layers` draws, for whoever wants to say what is under a pointer.
-
-    Parameters
-    ----------
-    apart : DataFrame
-        As `analysis360.compare_branches` returns it.
-    statistic, state, against : str
-        Which rows.
-
-    Returns
-    -------
-    panels : list
-        In the order of the figure's axes: title, names of the rows, and cells (rows by
-        checkpoints, log2 ratio, NaN where there is no matched value).
-    columns : DataFrame
-        One row a checkpoint: tokens (or step, or number), and number where it is known.
-
-    Raises
-    ------
-    TableError
-        If no row is left, or several rows fall on one cell.
-    """
-    rows = _chosen(apart, statistic, state, against)
-    time = clock(rows, title=TITLE)
-    columns = _columns(rows, time)
-    panels = _panels(rows, time, columns)
-    drawn = [panel for panel in panels if np.isfinite(panel.cells).any()]
-    return drawn or panels, columns
-
-
 def _chosen(apart: pd.DataFrame, statistic: str, state: str, against: str) -> pd.DataFrame:
     rows = apart
     for column, wanted in (("statistic", statistic), ("state", state), ("against", against)):
@@ -354,3 +321,36 @@ def _caption(figure: Figure, panels: list[_Panel], blank: list[_Panel], what: st
         )  # fmt: skip
         figure.legend(handles=[patch], loc="outside lower right")
     figure.suptitle(said, x=0.01, ha="left", fontsize=8)
+
+
+def layer_panels(
+    apart: pd.DataFrame, statistic: str, *, state: str = "weight", against: str = ""
+) -> tuple[list[_Panel], pd.DataFrame]:
+    """Cells that `plot_layers` draws, for whoever wants to say what is under a pointer.
+
+    Parameters
+    ----------
+    apart : DataFrame
+        As `analysis360.compare_branches` returns it.
+    statistic, state, against : str
+        Which rows.
+
+    Returns
+    -------
+    panels : list
+        In the order of the figure's axes: title, names of the rows, and cells (rows by
+        checkpoints, log2 ratio, NaN where there is no matched value).
+    columns : DataFrame
+        One row a checkpoint: tokens (or step, or number), and number where it is known.
+
+    Raises
+    ------
+    TableError
+        If no row is left, or several rows fall on one cell.
+    """
+    rows = _chosen(apart, statistic, state, against)
+    time = clock(rows, title=TITLE)
+    columns = _columns(rows, time)
+    panels = _panels(rows, time, columns)
+    drawn = [panel for panel in panels if np.isfinite(panel.cells).any()]
+    return drawn or panels, columns
