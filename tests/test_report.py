@@ -25,6 +25,7 @@ from tests.plots.frames import (
     heldout_frame,
     joined_frame,
     loss_frame,
+    spikes_frame,
     table_frame,
 )
 from tests.report_frames import pieces
@@ -200,6 +201,17 @@ def test_what_is_missing_is_said(bare):
     assert "made from a frame, not from a results folder" in bare.text("provenance")
     assert "no pair was given, and none could be chosen" in bare.text("summary")
     assert bare.count("figure") == 1
+
+
+def test_classes_of_spikes_are_told_with_their_rule(tmp_path):
+    spikes = spikes_frame().assign(
+        preset="robust", class_reason="lasted 139 steps (limit 100)", **{"class": ["malignant", ""]}
+    )  # fmt: skip
+    loss = loss_frame().query("branch == 'spike'").drop(columns="grad_norm")
+    path = write_report(tmp_path / "r.html", weights(), loss=loss, spikes=spikes, pieces=pieces())
+    told = Page(path.read_text()).text("loss")
+    assert "spike, onset at step 181: malignant; lasted 139 steps (limit 100)." in told
+    assert "Preset: robust." in told and told.count("lasted 139") == 1
 
 
 def test_a_loss_without_a_spike_is_said_to_have_none(tmp_path):
