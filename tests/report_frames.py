@@ -19,7 +19,7 @@ DIRECTIONS = ("for", "against", "untestable", "inconclusive")
 def evidence_piece() -> pd.DataFrame:
     rows = []
     for i, (mechanism, name) in enumerate(MECHANISMS):
-        for way in {DIRECTIONS[i % 4], DIRECTIONS[(i * 7 + 2) % 4]}:
+        for way in dict.fromkeys((DIRECTIONS[i % 4], DIRECTIONS[(i * 7 + 2) % 4])):
             sentence = (
                 f"update_rms is {1 + i / 10:.2f} times that of the reference at step 200, above "
                 "the limit of 1.05"
@@ -31,6 +31,7 @@ def evidence_piece() -> pd.DataFrame:
                 "value": 1 + i / 10, "limit": 1.05, "unit": "ratio",
                 "where": f"layers.{i}.attn.q.weight", "step": 200, "n": 7,
                 "why": why if way == "untestable" else "", "source": "derived", "needs": "moments",
+                "role": "key",
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -1,4 +1,6 @@
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,19 +11,24 @@ import pytest
 import analysis360 as a360
 from analysis360.core import Checkpoint, Event, Fork, Run
 from analysis360.errors import TableError
+from analysis360.plots import plot_layers
 from analysis360.report import write_report
 from analysis360.report.gather import gather
+from analysis360.report.heat import MISSING, heat_data
 from analysis360.report.page import Downloads, frame_table, said
 from analysis360.report.plain import plain
 from tests.plots.frames import (
     FORK,
     STEPS,
     TOKENS,
+    apart_frame,
     heldout_frame,
     joined_frame,
     loss_frame,
+    spikes_frame,
     table_frame,
 )
+from tests.report_frames import pieces
 from tests.small_run import small_run
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -33,6 +40,7 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.open, self.tags, self.words, self.section = [], [], {}, ""
+        self.scripts = 0
         self.html = html
         self.feed(html)
         self.close()
@@ -41,6 +49,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "section":
             self.section = dict(attrs)["id"]
+        if tag == "script" and dict(attrs).get("type") != "application/json":
+            self.scripts += 1
         if tag not in VOID:
             self.open.append(tag)
 
@@ -53,7 +63,7 @@ class Page(HTMLParser):
             self.section = ""
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words[self.section] = self.words.get(self.section, "") + data
 
     def text(self, section):
@@ -116,8 +126,18 @@ def test_every_tag_is_closed_and_every_id_is_its_own(full):
 def test_the_file_asks_for_nothing_else(full):
     links = full.values("href") + full.values("src") + full.values("xlink:href")
     assert all(link.startswith(("#", "data:")) for link in links)
-    assert full.count("script") == full.count("link") == full.count("iframe") == 0
+    assert full.count("link") == full.count("iframe") == 0
     assert not re.search(r"@import|url\((?!#)", full.html)
+
+
+def test_only_the_script_of_the_page_may_run(full):
+    """The policy names the digest of the one script, which nothing from a frame can have."""
+    (policy,) = [a["content"] for t, a in full.tags if a.get("http-equiv")]
+    script = re.findall(r"<script>(.*?)</script>", full.html, re.S)
+    assert full.scripts == len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe-eval" not in policy
 
 
 def test_the_file_is_small_and_fits_a_phone(full):
@@ -183,6 +203,17 @@ def test_what_is_missing_is_said(bare):
     assert bare.count("figure") == 1
 
 
+def test_classes_of_spikes_are_told_with_their_rule(tmp_path):
+    spikes = spikes_frame().assign(
+        preset="robust", class_reason="lasted 139 steps (limit 100)", **{"class": ["malignant", ""]}
+    )  # fmt: skip
+    loss = loss_frame().query("branch == 'spike'").drop(columns="grad_norm")
+    path = write_report(tmp_path / "r.html", weights(), loss=loss, spikes=spikes, pieces=pieces())
+    told = Page(path.read_text()).text("loss")
+    assert "spike, onset at step 181: malignant; lasted 139 steps (limit 100)." in told
+    assert "Preset: robust." in told and told.count("lasted 139") == 1
+
+
 def test_a_loss_without_a_spike_is_said_to_have_none(tmp_path):
     loss = loss_frame().query("branch != 'spike'").assign(parent=pd.NA)
     loss = loss.drop(columns="grad_norm")
@@ -204,8 +235,118 @@ def test_strings_are_escaped(tmp_path):
     )
     path = write_report(tmp_path / "r.html", table, loss=loss, title=evil)
     found = Page(path.read_text())
-    assert found.count("script") == 0
+    assert found.scripts == 1
     assert evil in found.text("")
+
+
+def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: None)
+    path = write_report(tmp_path / "r.html", weights(), run=demo_run("a"), pieces=pieces())
+    found = Page(path.read_text())
+    told = found.text("summary")
+    assert "before: -0.0006 (-0.0080 to +0.0070), n = 180 samples; late: +0.0400" in told
+    assert "One pair of branches; not attributed to the spikes." in told
+    assert "4 of 7 passed, 1 failed (data after the fork), 2 could not be made" in told
+    assert "first left the band after step 160 and by step 200 (512 k tokens)" in told
+    assert "in the interval that holds the onset, in 2 tied rows" in told
+    assert "z is descriptive" in told and "familywise" not in told
+    assert "evidence for 5 (M1, M3, M5, M7, M9), and evidence against 3 (M2, M6, M10)" in told
+    assert "On 2 (M4, M8) these data say nothing either way." in told
+    shown = found.text("branches")
+    assert "(n = 7: 4 PASS, 1 not available, 1 FAIL, 1 not applicable)" in shown
+    assert "They are one set: within it the data give no order" in shown
+    evidence = found.text("evidence")
+    assert "one pair of branches (spike and normal; n = 1) with one placebo branch" in evidence
+    assert "update_rms is 1.90 times that of the reference at step 200" in evidence
+    names = {a["download"] for t, a in found.tags if t == "a" and "download" in a}
+    assert {f"{name}.csv" for name in pieces()} <= names
+    assert not re.search(r"\b(because|caus(ed|es)|due to|leads? to|driven by)\b", told + evidence)
+
+
+def test_a_matrix_of_the_library_gives_its_verdicts_to_the_summary(tmp_path, monkeypatch):
+    def matrix(evidence):
+        wide = evidence.drop_duplicates("mechanism")[["mechanism", "name"]].assign(verdict="for")
+        wide.loc[wide["mechanism"].eq("M7"), "verdict"] = "untestable"
+        return wide.assign(**{way: "" for way in ("for", "against", "untestable", "inconclusive")})
+
+    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: matrix)
+    found = Page(write_report(tmp_path / "r.html", weights(), pieces=pieces()).read_text())
+    told = found.text("summary")
+    assert "does not fit none, leaves open none, and cannot be tested here for 1 (M7)" in told
+    assert "Verdict, by rule" in found.text("evidence")
+
+
+def test_a_calibrated_departure_says_its_level_and_its_placebos(tmp_path):
+    path = write_report(tmp_path / "r.html", weights(), pieces=pieces("calibrated"))
+    told = Page(path.read_text()).text("summary")
+    assert "for a familywise level of 0.05 from 8 placebo branches (left the band)" in told
+    assert "descriptive" not in told
+
+
+def test_a_departure_that_is_none_and_empty_pieces_are_said(tmp_path):
+    none = pieces()["departures"].head(1).assign(
+        by_step=pd.NA, by_tokens=pd.NA, observed=2.0, status="inside the band"
+    )  # fmt: skip
+    empty = {name: frame.head(0) for name, frame in pieces().items() if name != "departures"}
+    path = write_report(tmp_path / "r.html", weights(), pieces=empty | {"departures": none})
+    found = Page(path.read_text())
+    assert "did not leave the band at any checkpoint (inside the band)" in found.text("summary")
+    assert "Evidence on mechanisms: none was given" in found.text("evidence")
+    assert "Checks: not given." in found.text("branches")
+
+
+def test_pieces_are_refused_by_name_and_by_column(tmp_path):
+    out = tmp_path / "r.html"
+    with pytest.raises(TableError, match="unknown piece 'proof'; allowed are gaps"):
+        write_report(out, weights(), pieces={"proof": pieces()["gaps"]})
+    with pytest.raises(TableError, match=r"pieces, checks: columns \['result'\] are missing"):
+        write_report(out, weights(), pieces={"checks": pieces()["checks"].drop(columns="result")})
+
+
+def test_pieces_are_made_by_the_functions_of_the_library_where_it_has_them(tmp_path, monkeypatch):
+    asked = {}
+
+    def make(name):
+        def made(*args, **kwargs):
+            asked[name] = kwargs
+            if name == "check_branches":
+                raise TableError("thin data")
+            return pieces()[{"weigh_evidence": "evidence"}[name]]
+
+        return made if name in ("check_branches", "weigh_evidence") else None
+
+    monkeypatch.setattr("analysis360.report.pieces.public", make)
+    path = write_report(tmp_path / "r.html", weights())
+    found = Page(path.read_text())
+    assert "Checks: thin data" in found.text("branches")
+    assert "second moment too slow" in found.text("evidence")
+    assert asked["weigh_evidence"]["placebos"] == ("placebo",)
+
+
+def test_a_heat_map_gives_each_cell_its_value(full):
+    apart = a360.compare_branches(table_frame("layer", layers=2), "spike", to="normal")
+    text = re.findall(r"data-heat>(.*?)</script>", full.html, re.S)[0]
+    data = json.loads(text)
+    (panel,) = data["panels"]
+    assert panel["rows"] == ["0", "1", "other"] and len(data["times"]) == 8
+    cells = np.frombuffer(base64.b64decode(panel["cells"]), "<i2").reshape(3, 8) * data["unit"]
+    rows = apart[apart["statistic"].eq("rms") & apart["state"].eq("weight")]
+    rows = rows[rows["against"].eq("") & rows["status"].eq("matched")].sort_values("step")
+    for row, layer in enumerate((0, 1, None)):
+        mine = rows[rows["layer"].isna() if layer is None else rows["layer"].eq(layer)]
+        np.testing.assert_allclose(cells[row], mine["log2_ratio"].astype(float), atol=data["unit"])
+    assert data["times"][0] == f"checkpoint 5 ({5 * STEPS * TOKENS / 1e3:.0f} k tokens)"
+
+
+def test_a_cell_without_a_value_is_marked():
+    apart = apart_frame(layers=2)
+    figure = plot_layers(apart, "rms")
+    figure.canvas.draw()
+    data = json.loads(heat_data(figure, apart, "rms"))
+    for panel in data["panels"]:
+        cells = np.frombuffer(base64.b64decode(panel["cells"]), "<i2")
+        cells = cells.reshape(len(panel["rows"]), len(data["times"]))
+        assert (cells[:, 0] == MISSING).all() and (cells[:, 1:] != MISSING).all()
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,7 @@ def test_loads_without_a_complaint_and_is_no_wider_than_the_screen(browser, page
     browser.open(page, width, dark=dark)
     assert browser.complaints() == []
     assert browser.run("document.documentElement.scrollWidth") <= width
-    ink, paper = browser.run(
-        "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
-    )
+    ink, paper = browser.run("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
     light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert (light[0] > light[1]) is dark
     # figures keep a light ground, on which their dark type can be read
@@ -210,7 +208,9 @@ def k2_table() -> pd.DataFrame:
         "layer": [*np.repeat(np.arange(LAYERS), len(modules)), pd.NA, pd.NA, pd.NA],
         "module": [*modules * LAYERS, "embed", "norm.final", "head"],
     })  # fmt: skip
-    line["name"] = [f"layers.{a}.{m}.weight" for a, m in zip(line["layer"], line["module"], strict=True)]
+    line["name"] = [
+        f"layers.{a}.{m}.weight" for a, m in zip(line["layer"], line["module"], strict=True)
+    ]
     rng = np.random.default_rng(0)
     frames = []
     for branch in ("spike", "normal"):

@@ -56,8 +56,8 @@ def write_report(
         As from ``load_table(folder, kind="vectors")``; by default those of the results folder.
     pieces : mapping of str to DataFrame, optional
         What was made before and shall be shown as it is: ``"gaps"``, ``"checks"``, ``"scores"``,
-        ``"departures"``, ``"crossings"``, ``"evidence"``. All but crossings are made of the table
-        and the loss where they are not given.
+        ``"departures"``, ``"crossings"``, ``"evidence"``. What is not given is made of the table
+        and the logs.
     run : Run, optional
         Gives title, forks and events.
     branch, to : str, optional

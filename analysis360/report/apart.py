@@ -10,13 +10,13 @@ from analysis360.report.departure import check_table, departure_part
 from analysis360.report.gather import Material
 from analysis360.report.heat import heat_data
 from analysis360.report.page import Section, absent, frame_table
+from analysis360.report.pieces import RANKED
 from analysis360.report.source import bytes_of
 from analysis360.report.words import Point, definition, partner, points
 
 __all__ = ["RANKED", "apart_section"]
 
 MAPS = (("rms", "weight"), ("stable_rank", "weight"), ("grad_norm_ema", "adam"))
-RANKED = ("rms", "max_abs", "spectral_norm", "stable_rank", "update_rms", "grad_norm_ema")
 TOP = 15
 
 

@@ -73,7 +73,8 @@ def _departures(section: Section, found: pd.DataFrame) -> None:
         if left.empty:
             continue
         columns = [
-            "name", "layer", "module", "state", "statistic", "z", "after_step", "by_step", "phase"
+            "name", "layer", "module", "state", "statistic", "z", "outside", "after_step",
+            "by_step", "phase",
         ]  # fmt: skip
         section.add(frame_table(
             left[[c for c in columns if c in left.columns]],
@@ -103,7 +104,8 @@ def _told(rows: pd.DataFrame) -> str:
     if first.get("label") == "calibrated":
         return (
             f"{text}, for a familywise level of {said(first.get('familywise'))} from "
-            f"{said(first.get('placebos'))} placebo branches."
+            f"{said(first.get('placebos'))} placebo branch"
+            f"{'' if first.get('placebos') == 1 else 'es'} ({said(first.get('status'))})."
         )
     return (
         f"{text}. There were not enough placebo branches to calibrate it: z is descriptive, in "

@@ -18,6 +18,12 @@ INTRODUCTION = (
     "piece that fits is not a cause that was shown."
 )
 
+RULE = (
+    " Verdict, by rule: “for” if a decisive piece is for, or if key pieces are and none is "
+    "against, open or untestable; “against” if a decisive or key piece is against; "
+    "“untestable” if none of them could be had; else “inconclusive”."
+)
+
 
 def evidence_section(made: Material) -> Section:
     """Show the matrix of mechanisms, and below it every piece with its number and limit."""
@@ -36,7 +42,7 @@ def evidence_section(made: Material) -> Section:
     shown = shown.rename(columns={"untestable": "cannot be tested here"})
     section.add(frame_table(
         shown, f"What the table says of {len(shown)} mechanisms, from {len(pieces)} pieces of "
-        "evidence. –: nothing.", stacked=True,
+        "evidence. –: nothing." + (RULE if "verdict" in shown else ""), stacked=True,
     ))  # fmt: skip
     _all(section, pieces)
     return section
@@ -47,15 +53,24 @@ def evidence_lines(made: Material) -> list[str]:
     pieces = made.pieces.get("evidence")
     if pieces is None or pieces.empty:
         return []
-    count = {
-        way: _names(pieces[pieces["direction"].eq(way)]) for way in ("for", "against", "untestable")
-    }
+    matrix = _matrix(pieces)
+    if "verdict" in matrix.columns:
+        found = {
+            way: list(matrix.loc[matrix["verdict"].eq(way), "mechanism"])
+            for way in ("for", "against", "untestable", "inconclusive")
+        }
+        return [
+            f"Of {len(matrix)} mechanisms, what the table holds fits {_list(found['for'])}, does "
+            f"not fit {_list(found['against'])}, leaves open {_list(found['inconclusive'])}, and "
+            f"cannot be tested here for {_list(found['untestable'])}. To fit is not to be the "
+            "cause: the table of evidence has the rule, and each piece with its number."
+        ]
+    ways = {w: _names(pieces[pieces["direction"].eq(w)]) for w in ("for", "against")}
     total = _names(pieces)
-    decided = {*count["for"], *count["against"]}
-    silent = [name for name in total if name not in decided]
+    silent = [name for name in total if name not in {*ways["for"], *ways["against"]}]
     lines = [
-        f"Of {len(total)} mechanisms, the table holds evidence for {_list(count['for'])}, and "
-        f"evidence against {_list(count['against'])}; a mechanism can have both."
+        f"Of {len(total)} mechanisms, the table holds evidence for {_list(ways['for'])}, and "
+        f"evidence against {_list(ways['against'])}; a mechanism can have both."
     ]
     if silent:
         lines.append(f"On {_list(silent)} these data say nothing either way.")
@@ -117,8 +132,8 @@ def _draw(section: Section, made: Material, matrix: pd.DataFrame) -> None:
 
 def _all(section: Section, pieces: pd.DataFrame) -> None:
     wanted = [
-        "mechanism", "direction", "evidence", "statistic", "value", "limit", "unit", "where",
-        "step", "n", "why", "needs", "source",
+        "mechanism", "role", "direction", "evidence", "statistic", "value", "limit", "unit",
+        "where", "step", "n", "why", "needs", "source",
     ]  # fmt: skip
     shown = pieces[[c for c in wanted if c in pieces.columns]]
     table = frame_table(

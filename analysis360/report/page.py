@@ -21,8 +21,8 @@ from analysis360.errors import Analysis360Error
 from analysis360.plots.style import save_svg
 
 __all__ = [
-    "Downloads", "Section", "absent", "bullets", "definitions", "escape", "fill", "frame_table",
-    "said",
+    "MAX_DOWNLOAD", "Downloads", "Section", "absent", "bullets", "definitions", "escape", "fill",
+    "frame_table", "said",
 ]  # fmt: skip
 
 MAX_DOWNLOAD = 2_000_000

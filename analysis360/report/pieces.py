@@ -15,7 +15,10 @@ from analysis360.errors import Analysis360Error, TableError
 if TYPE_CHECKING:
     from analysis360.report.gather import Material
 
-__all__ = ["PIECES", "add_pieces", "public"]
+__all__ = ["PIECES", "RANKED", "add_pieces", "placebos", "public"]
+
+RANKED = ("rms", "max_abs", "spectral_norm", "stable_rank", "update_rms", "grad_norm_ema")
+"""Statistics that branches are ranked and scored by: chosen before any run was looked at."""
 
 PIECES = {
     "gaps": ("period", "n", "gap", "status"),
@@ -23,7 +26,7 @@ PIECES = {
     "scores": ("statistic", "effect", "z", "label", "status"),
     "departures": ("branch", "to", "threshold", "observed", "label", "status"),
     "crossings": ("kind", "name", "after_tokens", "by_tokens", "status"),
-    "evidence": ("mechanism", "name", "direction", "evidence", "why"),
+    "evidence": ("mechanism", "name", "direction", "evidence", "statistic", "why", "role"),
 }
 """Name of each piece, and columns without which the report could not tell of it."""
 
@@ -92,9 +95,13 @@ def _scores(made: Material) -> pd.DataFrame | None:
     make = public("score_branches")
     if make is None:
         return None
+    chosen = [s for s in RANKED if s in made.table.columns]
+    if not chosen:
+        return None
     frame: pd.DataFrame = make(
-        made.table, made.branch, made.to, placebos=placebos(made), spikes=made.spikes
-    )
+        made.table, made.branch, made.to, placebos=placebos(made), statistics=chosen,
+        spikes=made.spikes,
+    )  # fmt: skip
     return frame
 
 
@@ -106,19 +113,35 @@ def _departures(made: Material) -> pd.DataFrame | None:
     return frame
 
 
+def _crossings(made: Material) -> pd.DataFrame | None:
+    make = public("first_crossings")
+    if make is None or "scores" not in made.pieces:
+        return None
+    scores = made.benchmarks
+    joined = scores if scores is not None and "gap" in scores.columns else None
+    frame: pd.DataFrame = make(
+        made.pieces["scores"], branch=made.branch, to=made.to, placebos=placebos(made),
+        loss=made.loss, benchmarks=joined,
+    )  # fmt: skip
+    return frame
+
+
 def _evidence(made: Material) -> pd.DataFrame | None:
     make = public("weigh_evidence")
     if make is None:
         return None
+    adam = made.run.adam if made.run is not None else None
+    known = adam is not None and None not in (adam.beta1, adam.beta2)
+    more = {"betas": (adam.beta1, adam.beta2)} if adam is not None and known else {}
     frame: pd.DataFrame = make(
         made.table, made.branch, made.to, placebos=placebos(made), loss=made.loss,
-        spikes=made.spikes, vectors=made.vectors, run=made.run,
+        spikes=made.spikes, vectors=made.vectors, **more,
     )  # fmt: skip
     return frame
 
 
 _MAKERS: dict[str, Callable[[Material], pd.DataFrame | None]] = {
     "gaps": _gaps, "checks": _checks, "scores": _scores, "departures": _departures,
-    "evidence": _evidence,
+    "crossings": _crossings, "evidence": _evidence,
 }  # fmt: skip
-"""In order: a departure is read from scores. Crossings are given, or not shown."""
+"""In order: departures and crossings are read from scores."""

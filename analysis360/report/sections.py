@@ -12,6 +12,7 @@ from analysis360.report.departure import departure_lines
 from analysis360.report.evidence import evidence_lines, evidence_section
 from analysis360.report.gather import Material
 from analysis360.report.page import (
+    MAX_DOWNLOAD,
     Downloads,
     Section,
     absent,
@@ -27,6 +28,8 @@ from analysis360.report.words import compared, definition, points, rounding, rul
 __all__ = ["sections"]
 
 ADAM = ("update_rms", "adam_snr", "adam_snr_null", "grad_norm_ema", "eps_fraction")
+PAGE = 4_800_000
+"""Characters of a page: what its figures leave of them is room for downloads."""
 PIECES = {
     "gaps": "gap of the loss by period",
     "checks": "checks before the comparison",
@@ -54,10 +57,12 @@ def sections(made: Material) -> list[Section]:
     floor = rounding(made)
     if floor and made.apart:
         first.say(floor, "small")
-    return [
+    made_ = [
         first, loss_section(made), apart_section(made), evidence_section(made),
-        _moments(made), _benchmarks(made), _methods(made), _provenance(made), _downloads(made),
+        _moments(made), _benchmarks(made), _methods(made), _provenance(made),
     ]  # fmt: skip
+    room = PAGE - sum(len(section.html()) for section in made_)
+    return [*made_, _downloads(made, max(0, min(room, MAX_DOWNLOAD)))]
 
 
 def _moments(made: Material) -> Section:
@@ -196,12 +201,12 @@ def _checkpoints(made: Material) -> pd.DataFrame | None:
     return pd.DataFrame(rows) if rows else None
 
 
-def _downloads(made: Material) -> Section:
+def _downloads(made: Material, limit: int) -> Section:
     section = Section("data", "Data of this report")
     here = f"see the Parquet files in the results folder {made.folder}" if made.folder else (
         "save the frame that the report was made from"
     )  # fmt: skip
-    links = Downloads(here)
+    links = Downloads(here, limit)
     links.add("spikes", made.spikes, "spikes of the training loss")
     links.add("spikes_heldout", made.heldout_spikes, "spikes of the held-out loss")
     links.add("benchmarks", made.benchmarks, "benchmark scores and gaps")

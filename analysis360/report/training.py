@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis360.errors import Analysis360Error
 from analysis360.plots import plot_loss
 from analysis360.report.gather import Material
-from analysis360.report.page import Section, absent, frame_table, said
+from analysis360.report.page import Section, absent, bullets, frame_table, said
 from analysis360.report.source import file_of
 
 __all__ = ["gap_lines", "loss_section"]
@@ -167,7 +167,7 @@ def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> N
         return
     columns = [
         "branch", "channel", "class", "onset", "peak", "end", "recovery", "onset_tokens",
-        "baseline", "height", "z", "excess_area", "residual", "class_reason", "preset",
+        "baseline", "height", "z", "excess_area", "residual",
     ]  # fmt: skip
     sorted_ = spikes.sort_values("channel", key=lambda c: c.ne("sustained"), kind="stable")
     shown = sorted_[[c for c in columns if c in spikes.columns]]
@@ -177,10 +177,31 @@ def _spike_table(section: Section, spikes: pd.DataFrame | None, where: str) -> N
             f"Spikes of the {where} (n = {len(spikes)}): sustained first. Onset, peak, end and "
             "recovery are training steps; baseline, height and residual nats; z is height "
             "in robust standard deviations; excess area nats × steps; – in end: not in the log."
-            + (" Class: by the rule in the column class reason." if "class" in shown else ""),
+            + _preset(spikes),
             most=30,
         )
     )
+    _reasons(section, sorted_)
+
+
+def _preset(spikes: pd.DataFrame) -> str:
+    if "preset" not in spikes.columns:
+        return ""
+    return f" Preset: {', '.join(dict.fromkeys(spikes['preset'].astype(str)))}."
+
+
+def _reasons(section: Section, spikes: pd.DataFrame) -> None:
+    """Say of each spike by which rule it has its class; too long for a column."""
+    if not {"class", "class_reason"} <= set(spikes.columns):
+        return
+    classed = spikes[spikes["class"].fillna("").ne("")]
+    lines = [
+        f"{s['branch']}, onset at step {said(s['onset'])}: {s['class']}; {s['class_reason']}."
+        for s in classed.head(30).to_dict("records")
+    ]
+    if lines:
+        section.say("Classes, by rules on the loss alone, which name no cause:", "above")
+        section.add(bullets(lines))
 
 
 def _setback(section: Section, made: Material) -> None:
