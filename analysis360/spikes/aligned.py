@@ -133,7 +133,7 @@ def _one(
     """One event: the points around it, each with its series' last value before the onset."""
     onset, seen = int(event["onset"]), event.get("onset_tokens", pd.NA)
     tokens = rows["tokens"] if "tokens" in rows else pd.Series(pd.NA, rows.index)
-    out = rows[identity].assign(
+    out: pd.DataFrame = rows[identity].assign(
         step=rows["step"].astype("Int64"), tokens=tokens.astype("Int64"),
         onset=onset, onset_tokens=seen, value=rows[column].astype("float64"),
     )  # fmt: skip

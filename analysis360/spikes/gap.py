@@ -126,7 +126,10 @@ def _between(left: pd.DataFrame, partner: pd.DataFrame, clock: str) -> pd.DataFr
     at = left[clock].to_numpy(dtype=np.float64)
     inside = (at >= x[0]) & (at <= x[-1])
     out = left[inside].reset_index(drop=True)
-    return out.assign(reference=np.interp(at[inside], x, known["reference"].to_numpy()))
+    made: pd.DataFrame = out.assign(
+        reference=np.interp(at[inside], x, known["reference"].to_numpy())
+    )
+    return made
 
 
 def summarize_gap(

@@ -2,9 +2,9 @@
 
 `dsyrk` finds half of a symmetric product; torch has only the whole product, or strips of it. The
 functions are those that scipy exports to compiled code: called so, they let go of the interpreter's
-lock, and several workers can be inside at once. OpenBLAS would use all cores in each of those calls;
-it is told not to. Where it cannot be told (another BLAS, or a
-system whose loader does not look into dependencies) nothing here is used.
+lock, and several workers can be inside at once. OpenBLAS would use all cores in each of those
+calls; it is told not to. Where it cannot be told (another BLAS, or a system whose loader does not
+look into dependencies) nothing here is used.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def test_m8_is_one_factor_on_all_matrices():
     assert verdicts(grown("coherence", 4, modules=["attn.q"]))["M8"] == "against"
     table = grown("max_change", 10)
     assert verdicts(table)["M8"] == "for"
-    loss = pd.DataFrame({"branch": ["spike", "normal"], "step": 210, "loss": 2.0, "lr": [2e-3, 1e-3]})
+    loss = pd.DataFrame(
+        {"branch": ["spike", "normal"], "step": 210, "loss": 2.0, "lr": [2e-3, 1e-3]}
+    )
     same = loss.assign(lr=1e-3)
     none = {"spikes": spiked(9000, 9100)}
     assert verdicts(made_table(), loss=loss, **none)["M8"] == "for"
@@ -208,7 +210,9 @@ def test_checkpoints_far_from_the_onset_say_nothing_of_what_adam_forgets():
     """As K2's, 941 steps apart."""
     table = made_table()
     table["step"] = table["step"] * 100
-    found = a360.weigh_evidence(table, "spike", placebos=("pa", "pb"), spikes=spiked(21_500, 22_000))
+    found = a360.weigh_evidence(
+        table, "spike", placebos=("pa", "pb"), spikes=spiked(21_500, 22_000)
+    )
     why = found[found["mechanism"].isin(["M1", "M2", "M5", "M7"]) & (found["role"] == "key")]
     told = why[why["direction"] == "untestable"]["why"]
     assert told.str.contains("500 steps (later|earlier); the .* 59").sum() >= 4
