@@ -147,9 +147,10 @@ def _one(
     else:
         out["before"] = earlier["value"].iloc[-1] if len(earlier) else np.nan
     since = out["since_steps" if clock == "step" else "since_tokens"]
-    out = out[(since.ge(-reach[0]) & since.le(reach[1])).fillna(False)].copy()
+    near = (since.ge(-reach[0]) & since.le(reach[1])).fillna(False)
+    out = out.loc[near.to_numpy(dtype=bool)].copy()
     out["change"] = out["value"] - out["before"]
     both = (out["value"] > 0) & (out["before"] > 0)
     ratio = out["value"].where(both) / out["before"].where(both)
-    out["log2_ratio"] = np.log2(ratio)
-    return out
+    done: pd.DataFrame = out.assign(log2_ratio=np.log2(ratio))
+    return done

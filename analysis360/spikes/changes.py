@@ -89,7 +89,7 @@ def find_changes(
     *False alarms.* In white Gaussian noise (simulated, 400 series) PELT found a change in 18, 9 and
     5 % of series of 12, 24 and 40 points, CUSUM in about 13 % of each; with the scale known instead
     of estimated it would be 3, 2, 1 % and 0 to 7 %. A step of 4 SD in the middle was found to one
-    point in at least 98 and 90 %. (``2 log n``, the usual penalty, gave 30, 23 and 15 %.)
+    point in at least 98 and 88 %. (``2 log n``, the usual penalty, gave 30, 23 and 15 %.)
 
     *Interval.* The residuals of the two stretches beside a change are drawn anew with replacement,
     each about its own mean, and the best single change is found again; the 2.5th and 97.5th

@@ -125,11 +125,9 @@ def _between(left: pd.DataFrame, partner: pd.DataFrame, clock: str) -> pd.DataFr
         return left.iloc[:0].assign(reference=np.nan)
     at = left[clock].to_numpy(dtype=np.float64)
     inside = (at >= x[0]) & (at <= x[-1])
-    out = left[inside].reset_index(drop=True)
-    made: pd.DataFrame = out.assign(
-        reference=np.interp(at[inside], x, known["reference"].to_numpy())
-    )
-    return made
+    out: pd.DataFrame = left[inside].reset_index(drop=True)
+    out["reference"] = np.interp(at[inside], x, known["reference"].to_numpy())
+    return out
 
 
 def summarize_gap(

@@ -13,8 +13,8 @@ from tests.spikes.logs import LOGS, bloom, counts, gpt2, pair, real
 
 BY_HAND = ((19800, 20000, 22800), (29000, 29000, 31700), (35600, 35700, 38100),
            (48200, 48300, 49200), (55400, 55400, 56400))  # fmt: skip
-"""Onset, peak, end of the spiky twin's spikes, read off a plot of each before the detector's were
-looked at again: the first raised point, the highest, the first of those beside the old level."""
+"""Onset, peak, end of the spiky twin's spikes, read off a plot of each by one who knew the
+reference: the first raised point, the highest, the first of those beside the old level."""
 
 
 @real
