@@ -276,7 +276,12 @@ def test_published_logs() -> None:
     # samples were logged; where tokens were not, they follow from the sequence length
     assert first["samples"].iloc[0] == 47768496 and set(first["samples_from"]) == {"logged"}
     with_length = read_loss(LOGS / "bloom/bloom_iterations.csv", sequence_length=2048)
-    assert with_length["tokens"].notna().sum() >= bloom["tokens"].notna().sum()
+    assert bloom["tokens"].notna().sum() == 37 and with_length["tokens"].notna().all()
+    assert (with_length["tokens"] == with_length["samples"] * 2048).all()  # where logged, too
+    assert with_length["tokens_from"].value_counts().to_dict() == {
+        "logged": 37,
+        "samples × 2048": 28,
+    }
 
 
 @real
