@@ -115,7 +115,8 @@ def score_branches(
     checkpoint, over 1.4826 times their median absolute deviation: which tensors stand out among
     their like. It says nothing about what an undisturbed branch would do; ``scatter`` is NaN.
 
-    A placebo whose fork, as `compare_branches` finds it, is another one is left out.
+    A placebo whose fork, as `compare_branches` finds it, is another one is left out; so is one that
+    saw the data of `to` up to the first checkpoint, as it looks like one that left there.
 
     Examples
     --------

@@ -54,10 +54,8 @@ def test_scores_of_the_loss_are_those_of_a_loop():
     largest = {}
     for name in ["s", *NAMES[2:5]]:
         others = [x for x in ["s", *NAMES[2:5]] if x != name]
-        scores = []
-        for t in range(1, STEPS + 1):
-            past = gaps.loc[:t, others].to_numpy()
-            scores.append(abs(gaps.loc[t, name]) / np.sqrt(np.mean(past**2)))
+        past, own = gaps[others].to_numpy(), gaps[name].to_numpy()
+        scores = [abs(own[t]) / np.sqrt(np.mean(past[: t + 1] ** 2)) for t in range(STEPS)]
         largest[name] = scores
     limit = max(max(largest[p]) for p in NAMES[2:5])
     row = found.iloc[0]
