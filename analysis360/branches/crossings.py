@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis360.branches.departure import family, rank_threshold, sidak
 from analysis360.branches.placebos import CALIBRATED
+from analysis360.branches.scatter import normal_score
 from analysis360.errors import TableError
 
 __all__ = ["first_crossings"]
@@ -25,6 +26,9 @@ _COLUMNS: dict[str, str] = {
 }  # fmt: skip
 _LOGGED = {"loss": "loss", "grad_norm": "grad norm"}
 _FEWEST = 8
+
+_EFFICIENCY = 0.37
+"""Of the median absolute deviation, for normal values (Rousseeuw and Croux 1993)."""
 
 
 def first_crossings(
@@ -77,8 +81,8 @@ def first_crossings(
     *Loss and gradient norm* (its log2): the gap to `to` at equal steps. With placebos that have
     all the same steps, its abs value at each over the root mean square of theirs up to there, and
     the threshold is the rank threshold of their own largest scores, each among the others; else
-    over its own robust spread in its first eighth (8 points at least), and the threshold that of so
-    many independent normal values, which holds no level.
+    over its own robust spread in its first quarter (8 points at least), and the threshold that of
+    so many independent normal values, which holds no level.
 
     *Benchmarks*: gap over its standard error, against the threshold of so many normal values: that
     of the items only, not of another seed or order of data. It holds no level.
@@ -92,7 +96,7 @@ def first_crossings(
     ...     "loss": [3.0] * 80 + [3 + 0.01 * (-1) ** k + (k >= 50) for k in range(80)]})
     >>> first_crossings(branch="s", to="n", loss=log)[["name", "after_step", "by_step", "n"]]
        name  after_step  by_step   n
-    0  loss          49       50  70
+    0  loss          49       50  60
     """
     if scores is None and loss is None and benchmarks is None:
         raise TableError("nothing to look at: give scores, loss or benchmarks")
@@ -212,11 +216,13 @@ def _among(gaps: np.ndarray) -> np.ndarray:
 
 def _alone(gap: np.ndarray, points: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
     """Scores of what follows a curve's first eighth (8 points at least), by that one's spread."""
-    first = max(_FEWEST, len(gap) // 8)
+    first = max(_FEWEST, len(gap) // 4)
     centre = float(np.median(gap[:first]))
     spread = 1.4826 * float(np.median(np.abs(gap[:first] - centre)))
-    z = (gap[first:] - centre) / spread if spread > 0 else np.full(len(gap) - first, np.nan)
-    return z, points.iloc[first:]
+    if spread == 0:
+        return np.full(len(gap) - first, np.nan), points.iloc[first:]
+    t = (gap[first:] - centre) / (spread * np.sqrt(1 + 1 / first))
+    return normal_score(t, np.full(len(t), _EFFICIENCY * (first - 1))), points.iloc[first:]
 
 
 def _of_benchmarks(joined: pd.DataFrame, branch: str, level: float) -> list[dict[str, Any]]:

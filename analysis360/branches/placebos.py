@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import special
-from scipy import stats as scipy_stats
 
 from analysis360.branches.compare import MATCHED, check_names, compare_branches
+from analysis360.branches.scatter import FEWEST, SAME, SERIES, Grid, score
 from analysis360.errors import TableError
 from analysis360.table import check_table, statistic_columns
 
@@ -33,21 +32,11 @@ AT_FORK = "not after the fork"
 _TENSOR = ["name", "layer", "module", "param", "expert", "head"]
 _ROW = [*_TENSOR, "state", "against"]
 _CHECKPOINT = ["number", "step", "tokens"]
-_SERIES = ["run", *_ROW, "statistic"]
 _COLUMNS = [
     "run", *_ROW, *_CHECKPOINT, "tokens_since", "phase", "statistic", "value", "reference",
     "effect", "effect_kind", "scatter", "z", "placebos", "label", "status", "branch", "to",
     "fork_step",
 ]  # fmt: skip
-
-_SAME = 1e-9
-"""Differences below this, in log2 or relative to the largest value, are rounding."""
-
-_BORROWED = 2.0
-"""Degrees of freedom that the scatter in a module's other tensors counts for."""
-
-_FEWEST = 3
-"""Tensors of a module from which a scatter is borrowed or, without placebos, taken."""
 
 
 def score_branches(
@@ -116,15 +105,18 @@ def score_branches(
 
     *Scatter.* Variance between the m at each checkpoint; ratios borrow from tensors of the same
     module (their mean counts as 2 more degrees of freedom, if there are 3 or more); then made
-    non-decreasing in tokens since the fork by isotonic regression, as branches drift apart. `z` is
-    infinite where all the others are equal and this one differs; NaN where all are equal, and at
-    or before the fork. `scatter` is that for `branch`.
+    non-decreasing in tokens since the fork by isotonic regression, as branches drift apart. Where
+    all the others are equal and this one differs, 2^-8 (of the largest value, if it is a
+    difference) stands in for it: largest magnitudes of sixteen-bit weights stay equal, and then
+    differ by one such place. `z` is NaN where all are equal, and at or before the fork. `scatter`
+    is that for `branch`.
 
     *Without placebos* z is the effect's distance from the median over tensors of that module and
     checkpoint, over 1.4826 times their median absolute deviation: which tensors stand out among
     their like. It says nothing about what an undisturbed branch would do; ``scatter`` is NaN.
 
-    A placebo whose fork, as `compare_branches` finds it, is another one is left out.
+    A placebo whose fork, as `compare_branches` finds it, is another one is left out; so is one that
+    saw the data of `to` up to the first checkpoint, as it looks like one that left there.
 
     Examples
     --------
@@ -146,7 +138,7 @@ def score_branches(
     for name in named:
         check_names(table, name, to)
     apart = compare_branches(table, branch, to, statistics=statistics)
-    apart = apart[[*_SERIES, *_CHECKPOINT, "tokens_since", "value", "reference", "status"]]
+    apart = apart[[*SERIES, *_CHECKPOINT, "tokens_since", "value", "reference", "status"]]
     table = check_table(table)
     # all that was measured tells where they parted, also if little of it is asked for
     forks = _forks(table, [branch, *named], to)
@@ -239,14 +231,14 @@ def _effects(rows: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
     """Effects of the branch and the placebos against `to`, in one unit for each series."""
     columns = ["value", "reference", *(f"value of {name}" for name in held)]
     values = rows[columns].to_numpy(dtype=np.float64)
-    keys = [rows[column] for column in _SERIES]
+    keys = [rows[column] for column in SERIES]
     positive = pd.Series(((values > 0) | np.isnan(values)).all(axis=1), rows.index)
     log = positive.groupby(keys, dropna=False).transform("all").to_numpy(dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = np.log2(values) - np.log2(values[:, [1]])
         effects = np.where(log[:, None], ratios, values - values[:, [1]])
     finite = np.where(np.isfinite(values), np.abs(values), 0.0)
-    rounding = _SAME * np.where(log, 1.0, finite.max(axis=1, initial=0.0))
+    rounding = SAME * np.where(log, 1.0, finite.max(axis=1, initial=0.0))
     effects[np.abs(effects) <= rounding[:, None]] = 0.0
     rows = rows.assign(
         effect=effects[:, 0], effect_kind=np.where(log, "log2", "difference"), rounding=rounding
@@ -265,11 +257,11 @@ def _calibrated(rows: pd.DataFrame, there: Sequence[str]) -> pd.DataFrame:
     known = rows["tokens_since"].notna().any()
     after &= ~(known & rows["tokens_since"].isna().to_numpy(dtype=bool))
     effects[~after] = np.nan
-    grid = _Grid(rows)
+    grid = Grid(rows)
     rounding = rows["rounding"].to_numpy(dtype=np.float64)
     scores, scatters = [], []
     for i in range(1, effects.shape[1]):
-        z, scatter = _score(effects[:, i], np.delete(effects, i, axis=1), rounding, grid)
+        z, scatter = score(effects[:, i], np.delete(effects, i, axis=1), rounding, grid)
         scores.append(z)
         scatters.append(scatter)
     rows = rows.assign(z=scores[0], scatter=scatters[0], label=CALIBRATED)
@@ -283,98 +275,6 @@ def _calibrated(rows: pd.DataFrame, there: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
-class _Grid:
-    """Series by checkpoints of one run, and which tensors belong to one module."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        clock = "tokens" if rows["tokens"].notna().all() else "step"
-        self.line = rows.groupby(_SERIES, dropna=False, sort=False).ngroup().to_numpy()
-        self.point = rows.groupby(clock, dropna=False, sort=True).ngroup().to_numpy()
-        like = ["module", "param", "state", "against", "statistic", "effect_kind", clock]
-        self.module = rows.groupby(like, dropna=False, sort=False).ngroup()
-        self.ratio = rows["effect_kind"].eq("log2").to_numpy(dtype=bool)
-
-    def grown(self, variance: Values, weight: Values) -> Values:
-        """Variances made non-decreasing along each series."""
-        shape = (self.line.max() + 1, self.point.max() + 1)
-        square, weights = np.full(shape, np.nan), np.zeros(shape)
-        square[self.line, self.point] = variance
-        weights[self.line, self.point] = np.where(np.isnan(variance), 0.0, weight)
-        return non_decreasing(square, weights)[self.line, self.point]
-
-
-def _score(mine: Values, others: Values, rounding: Values, grid: _Grid) -> tuple[Values, Values]:
-    """Score of one branch among others, and the scatter of these."""
-    count = np.isfinite(others).sum(axis=1).astype(np.float64)
-    whole = np.where(np.isfinite(others), others, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = whole.sum(axis=1) / count
-        around = np.where(np.isfinite(others), others - mean[:, None], 0.0)
-        variance = np.where(count > 1, (around**2).sum(axis=1) / (count - 1), np.nan)
-        variance[variance <= rounding**2] = 0.0
-        freedom = count - 1
-        borrowed = pd.Series(variance).groupby(grid.module).transform("mean").to_numpy()
-        enough = pd.Series(variance).groupby(grid.module).transform("count").to_numpy() >= _FEWEST
-        extra = np.where(enough & grid.ratio, _BORROWED, 0.0)
-        variance = (extra * borrowed + freedom * variance) / (extra + freedom)
-        variance = grid.grown(variance, freedom + extra)
-        off = mine - mean
-        off[np.abs(off) <= rounding] = 0.0
-        t = off / np.sqrt(variance * (1 + 1 / count))
-    return normal_score(t, freedom + extra), np.sqrt(variance)
-
-
-def non_decreasing(values: Values, weights: Values) -> Values:
-    """Weighted isotonic regression of each row; entries of weight 0 are ignored.
-
-    Notes
-    -----
-    By its min-max form (Robertson, Wright and Dykstra 1988, theorem 1.4.4): at i, the largest over
-    a ≤ i of the smallest over b ≥ i of the mean from a to b.
-
-    Examples
-    --------
-    >>> non_decreasing(np.array([[1.0, 3.0, 2.0, 5.0]]), np.ones((1, 4))).tolist()
-    [[1.0, 2.5, 2.5, 5.0]]
-    """
-    rows, points = values.shape
-    out = np.full(values.shape, np.nan)
-    block = max(1, 2_000_000 // max(points * points, 1))
-    for start in range(0, rows, block):
-        part = slice(start, start + block)
-        w = weights[part]
-        total = np.cumsum(np.pad(np.where(w > 0, values[part] * w, 0.0), ((0, 0), (1, 0))), axis=1)
-        weight = np.cumsum(np.pad(w, ((0, 0), (1, 0))), axis=1)
-        high = np.full(w.shape, -np.inf)
-        for a in range(points):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                mean = (total[:, a + 1 :] - total[:, [a]]) / (weight[:, a + 1 :] - weight[:, [a]])
-            mean[np.isnan(mean)] = np.inf  # nothing there yet
-            low = np.minimum.accumulate(mean[:, ::-1], axis=1)[:, ::-1]
-            high[:, a:] = np.maximum(high[:, a:], np.where(np.isfinite(low), low, -np.inf))
-        out[part] = np.where(w > 0, high, np.nan)
-    return out
-
-
-def normal_score(t: Values, freedom: Values) -> Values:
-    """Normal value with the tail probability of `t` under Student's t; far out by its leading term.
-
-    Examples
-    --------
-    >>> normal_score(np.array([0.0, 12.706, 1e9]), np.array([1.0, 1.0, 30.0])).round(2).tolist()
-    [0.0, 1.96, 33.73]
-    """
-    size, nu = np.abs(t), np.where(freedom > 0, freedom, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        tail = scipy_stats.t.sf(size, nu)
-        # the incomplete beta function I_x(nu/2, 1/2) for small x, halved
-        log = np.log(0.5) - np.log(nu / 2) - special.betaln(nu / 2, 0.5)
-        log = log + nu / 2 * (np.log(nu) - np.logaddexp(np.log(nu), 2 * np.log(size)))
-        log = np.where(tail > 1e-280, np.log(tail), log)
-        z = np.where(np.isinf(size), np.inf, -special.ndtri_exp(log))
-    return np.where(np.isnan(size) | np.isnan(nu), np.nan, np.sign(t) * z) + 0.0
-
-
 def _descriptive(rows: pd.DataFrame) -> pd.DataFrame:
     """Scores among the tensors of a module at one checkpoint: what stands out from its like."""
     like = ["module", "param", "state", "against", "statistic", "effect_kind", *_CHECKPOINT]
@@ -384,9 +284,9 @@ def _descriptive(rows: pd.DataFrame) -> pd.DataFrame:
     centre = effect.groupby(keys, dropna=False).transform("median")
     off = effect - centre
     scale = 1.4826 * off.abs().groupby(keys, dropna=False).transform("median")
-    enough = effect.groupby(keys, dropna=False).transform("count") >= _FEWEST
+    enough = effect.groupby(keys, dropna=False).transform("count") >= FEWEST
     z = (off / scale).where(enough & (scale > rows["rounding"]))
-    said = np.where(z.notna(), MATCHED, f"fewer than {_FEWEST} tensors of this module, or equal")
+    said = np.where(z.notna(), MATCHED, f"fewer than {FEWEST} tensors of this module, or equal")
     status = rows["status"].where(rows["status"].ne(MATCHED), said)
     return rows.assign(z=z, scatter=np.nan, label=DESCRIPTIVE, status=status)
 
