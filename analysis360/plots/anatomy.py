@@ -128,7 +128,7 @@ def plot_anatomy(
     >>> log = pd.DataFrame({"branch": "a", "step": range(9), "loss": [2.0] * 4 + [3.0] + [2.0] * 4})
     >>> figure = plot_anatomy(log, {"branch": "a", "onset": 4, "end": 5, "baseline": 2.0})
     >>> figure.axes[0].get_title(loc="left")
-    'branch a: spike from step 4 to 5'
+    'a: spike, step 4 to 5'
     """
     found = _one(spike)
     need_columns(loss, ["branch", "step", column], TITLE)
@@ -182,8 +182,8 @@ def _one(spike: pd.DataFrame | pd.Series | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(found: Mapping[str, Any]) -> str:
-    end = "no end in the log" if pd.isna(found["end"]) else f"to {int(found['end']):,}"
-    words = f"branch {found['branch']}: spike from step {int(found['onset']):,} {end}"
+    end = "on, no end in the log" if pd.isna(found["end"]) else f"to {int(found['end']):,}"
+    words = f"{found['branch']}: spike, step {int(found['onset']):,} {end}"
     if pd.notna(found.get("height")):
         words += f"\nheight {found['height']:+.2f}"
         words += f" (z = {found['z']:.0f})" if pd.notna(found.get("z")) else ""
