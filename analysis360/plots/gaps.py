@@ -49,6 +49,7 @@ def plot_gaps(
     joined: pd.DataFrame,
     spikes: pd.DataFrame | None = None,
     *,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the gap to the reference branch in every benchmark, with its 95 % interval.
@@ -64,6 +65,8 @@ def plot_gaps(
         intervals.
     spikes : DataFrame, optional
         As `analysis360.find_spikes` returns it; give only the rows to be marked.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each metric.
 
