@@ -43,6 +43,7 @@ def plot_aligned(
     column: str = "change",
     by: str | None = None,
     label: str | None = None,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw every event from before its onset to after it, with the onsets at zero.
@@ -63,6 +64,8 @@ def plot_aligned(
         A panel for each value of this column, for example ``"module"``.
     label : str, optional
         Label of the y axis, with its unit.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each panel.
 
@@ -164,7 +167,7 @@ def _panel(
         )  # fmt: skip
     if groups.ngroups > 1:
         x, y = _median(rows, keys, column, time)
-        ax.plot(x, y, color=MEDIAN, lw=1.6, zorder=3)
+        ax.plot(x, y, color=MEDIAN, lw=1.4, zorder=3)
 
 
 def _spacing(rows: pd.DataFrame, keys: list[str], time: Scale) -> float:
@@ -211,7 +214,7 @@ def _legend(
         )
     if len(rows[keys].drop_duplicates()) > 1:
         handles.append(
-            Line2D([], [], color=MEDIAN, lw=1.6, label="median of the lines (for the eye)")
+            Line2D([], [], color=MEDIAN, lw=1.4, label="median of the lines (for the eye)")
         )
     if alone or len(owner(ax).axes) == 1:
         legend_above(ax, 3, handles=handles)

@@ -38,6 +38,7 @@ def plot_benchmarks(
     joined: pd.DataFrame,
     *,
     columns: int | None = None,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw every benchmark of every branch, and below it the gap at matched tokens.
@@ -49,6 +50,8 @@ def plot_benchmarks(
         no gaps and gives the upper panels alone.
     columns : int, optional
         Benchmarks side by side; by default four, and two on a figure under 5 inches wide.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each panel: score and gap of the first benchmark, of the second, and so on;
         without gaps one for each benchmark.

@@ -44,6 +44,7 @@ def plot_crossings(
     crossings: pd.DataFrame,
     lags: pd.DataFrame | None = None,
     *,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw when each quantity first left its band, as the interval that the sampling leaves.
@@ -61,6 +62,8 @@ def plot_crossings(
     lags : DataFrame, optional
         ``lag_tokens``, ``lag_steps`` or ``lag``, ``correlation`` and where known ``name, low,
         high`` (band of a permutation, or other null) and ``n``: drawn in a second panel.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone, two take both.
 

@@ -51,6 +51,7 @@ def plot_divergence(
     statistic: str = "displacement",
     state: str = "weight",
     forks: Iterable[Fork] = (),
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the distance between branches over the tokens since they parted.
@@ -73,6 +74,8 @@ def plot_divergence(
         Which rows and which column.
     forks : iterable of Fork, optional
         ``run.forks``: where each branch left its parent.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone, two take both.
 

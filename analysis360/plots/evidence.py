@@ -47,6 +47,7 @@ def plot_evidence(
     matrix: pd.DataFrame,
     *,
     longest: int = 200,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the evidence for and against each mechanism as a table of short texts.
@@ -61,6 +62,8 @@ def plot_evidence(
         inconclusive, verdict``, with an empty text where there is nothing.
     longest : int
         Letters of a cell; a longer text is cut and ends in "…". The frame holds it whole.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes, optional
         Where to draw. The texts have a fixed size, so the axes must be large enough.
 
@@ -90,13 +93,13 @@ def plot_evidence(
         .astype(str)
         .map(lambda text: _cut(" ".join(text.split()), longest))
     )
-    size = 0.833 * float(rcParams["font.size"])
+    points = 0.833 * float(rcParams["font.size"])
     axes = given_axes(ax, ["evidence"], TITLE)
     if axes is not None:
         box = axes[0].get_window_extent()
         dpi = owner(axes[0]).dpi
         wide, room = box.width / dpi * 72, box.height / dpi * 72
-        pieces, tall = _pieces(cells, wide, size)
+        pieces, tall = _pieces(cells, wide, points)
         if tall > 1.01 * room:
             raise TableError(
                 f"{TITLE}: the texts need axes {tall / 72:.1f} inches high at this width of "
@@ -107,12 +110,12 @@ def plot_evidence(
         place = axes[0]
     else:
         wide = 72 * (page() - 0.1)
-        pieces, tall = _pieces(cells, wide, size)
+        pieces, tall = _pieces(cells, wide, points)
         high = tall / 72 + 0.1
         figure = Drawing(figsize=(page(), 1.0))
         figure.set_size_inches(page(), high)  # as high as the texts, at any width
         place = figure.add_axes((0.05 / page(), 0.05 / high, 1 - 0.1 / page(), 1 - 0.1 / high))
-    _draw(place, pieces, wide, tall, size)
+    _draw(place, pieces, wide, tall, points)
     return owner(place)
 
 

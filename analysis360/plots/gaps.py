@@ -31,6 +31,7 @@ __all__ = ["plot_gaps"]
 
 TITLE = "plot_gaps"
 NORMAL_95 = 1.959964
+LAST = "last checkpoint"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 
 
@@ -48,6 +49,7 @@ def plot_gaps(
     joined: pd.DataFrame,
     spikes: pd.DataFrame | None = None,
     *,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the gap to the reference branch in every benchmark, with its 95 % interval.
@@ -63,6 +65,8 @@ def plot_gaps(
         intervals.
     spikes : DataFrame, optional
         As `analysis360.find_spikes` returns it; give only the rows to be marked.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each metric.
 
@@ -112,6 +116,7 @@ def plot_gaps(
         axes = _axes([len(names[m]) * max(len(marks[m]), 2) for m in metrics], len(known))
     looks = branch_colours(list(known["branch"].unique()))
     moments = list(dict.fromkeys(mark.moment for m in metrics for mark in marks[m]))
+    moments.sort(key=LAST.__eq__)  # the others before it
     for metric, panel in zip(metrics, axes, strict=True):
         rows = known[known["metric"] == metric]
         _panel(panel, marks[metric], names[metric], looks, moments)
@@ -152,7 +157,7 @@ def _marks(rows: pd.DataFrame, spikes: pd.DataFrame | None) -> list[_Mark]:
             if len(first):
                 marks.append(_Mark(str(branch), moment, first))
         last = mine.sort_values("x", kind="stable").drop_duplicates(_keys(rows), keep="last")
-        marks.append(_Mark(str(branch), "last checkpoint", last))
+        marks.append(_Mark(str(branch), LAST, last))
     return marks
 
 
@@ -199,7 +204,7 @@ def _panel(
         gap = mark.rows["gap"].to_numpy(dtype=float, na_value=np.nan)
         low, high = _interval(mark.rows, gap)
         shape = MARKERS[moments.index(mark.moment) % len(MARKERS)]
-        last = mark.moment == "last checkpoint"
+        last = mark.moment == LAST
         ax.errorbar(
             gap, y, xerr=[gap - low, high - gap], fmt=shape, ms=4, color=colours[mark.branch],
             mfc=colours[mark.branch] if last else "white", mew=0.8, elinewidth=0.9, capsize=1.5,
@@ -242,7 +247,7 @@ def _handles(colours: dict[str, str], moments: list[str], known: pd.DataFrame) -
         Line2D([], [], color=colour, lw=2, label=branch) for branch, colour in colours.items()
     ]
     for moment in moments:
-        end = moment == "last checkpoint"
+        end = moment == LAST
         label = moment
         if end and "tokens" in known.columns and known["tokens"].notna().all():
             label += f" (to {short(float(known['x'].max()) / last.factor)} {last.unit} tokens)"

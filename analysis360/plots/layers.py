@@ -52,6 +52,7 @@ def plot_layers(
     against: str = "",
     between: tuple[str, str] = ("spike", "normal"),
     limit: float | None = None,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the ratio of a statistic in two branches, for each layer and checkpoint.
@@ -71,6 +72,8 @@ def plot_layers(
     limit : float, optional
         The colours end at plus and minus this ratio; by default at the largest one, or at the 98th
         percentile of the sizes if the largest is over three times that. The bar then has arrows.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each panel, in the order above.
 

@@ -45,6 +45,7 @@ def plot_loss(
     column: str = "loss",
     label: str = "loss (nats per token)",
     smooth: int | None = None,
+    size: str = "page",
     ax: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw the loss of every branch over the tokens seen, and shade the spikes.
@@ -71,6 +72,8 @@ def plot_loss(
     smooth : int, optional
         Rows of the rolling median; by default a hundredth of the longest branch, and none for
         branches of under 200 rows. 1 draws raw values only.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the loss panel alone; a sequence takes all panels in order.
 

@@ -48,7 +48,12 @@ OUTSIDE = OKABE_ITO["vermilion"]
 
 
 @styled
-def plot_moments(table: pd.DataFrame, *, ax: Axes | Sequence[Axes] | None = None) -> Figure:
+def plot_moments(
+    table: pd.DataFrame,
+    *,
+    size: str = "page",
+    ax: Axes | Sequence[Axes] | None = None,
+) -> Figure:
     """Draw what the two moments of Adam say, over the tokens seen, for each branch.
 
     Four panels: RMS of the bias-corrected update, signal-to-noise ratio with the value that noise
@@ -61,6 +66,8 @@ def plot_moments(table: pd.DataFrame, *, ax: Axes | Sequence[Axes] | None = None
     table : DataFrame
         Measured table with rows of state ``"adam"``, from ``load_table(path, by="all")`` or
         ``by="layer"``. Rows that compare two checkpoints are left out.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         An axes for each panel: one for each of the four columns that the table has; of a table of
         layers, those of the first branch, of the second, and so on.

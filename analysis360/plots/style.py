@@ -170,12 +170,19 @@ def style(width: float | None = None) -> Iterator[None]:
         _WIDTH.reset(before)
 
 
+SIZES: dict[str, float | None] = {"column": 3.3, "page": None, "slide": 10.0}
+"""Width of a new figure in inches by name; a page is as wide as the block of `style` says."""
+
+
 def styled(draw: Callable[Asked, Figure]) -> Callable[Asked, Figure]:
-    """Let a drawing function run inside `style`."""
+    """Let a drawing function run inside `style`, in the width that its ``size`` names."""
 
     @functools.wraps(draw)
     def inside(*args: Asked.args, **kwargs: Asked.kwargs) -> Figure:
-        with style():
+        size = kwargs.get("size", "page")
+        if size not in SIZES:
+            raise ValueError(f"{draw.__name__}: size is one of {list(SIZES)}, not {size!r}")
+        with style(width=SIZES[str(size)]):
             return draw(*args, **kwargs)
 
     return inside

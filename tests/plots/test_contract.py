@@ -24,7 +24,8 @@ from tests.plots import event_frames as events
 from tests.plots import frames
 
 FORKS = (Fork("normal", "spike", frames.FORK), Fork("placebo", "spike", frames.FORK))
-PAPER, SLIDE = 3.3, 10.0
+PAPER = 3.3
+WIDTHS = {"column": 3.3, "page": 7.0, "slide": 10.0}
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,17 @@ def misplaced(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [PAPER, None, SLIDE], ids=["paper", "page", "slide"])
+@pytest.mark.parametrize("size", WIDTHS)
 def test_a_new_figure_is_legible_and_small_at_every_width(
-    case: Case, width: float | None, monkeypatch: pytest.MonkeyPatch, no_pyplot: None
+    case: Case, size: str, monkeypatch: pytest.MonkeyPatch, no_pyplot: None
 ) -> None:
-    with warnings.catch_warnings(), style(width=width):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = case()
+        figure = case(size=size)
         assert isinstance(figure, Figure)
-        assert figure.get_size_inches()[0] <= (width or 7.0)
+        assert figure.get_size_inches()[0] <= WIDTHS[size]
         assert misplaced(figure, monkeypatch) == []
-        if width is None:
+        if size == "page":
             assert len(save_svg(figure)) < 600_000
 
 
@@ -174,6 +175,19 @@ def test_a_wrong_number_of_axes_is_refused_with_the_number_needed(case: Case) ->
         case(ax=axes)
     with pytest.raises(TableError, match="takes matplotlib axes"):
         case(ax=["not an axes"] * case.panels)
+
+
+def test_an_unknown_size_is_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match=r"size is one of \['column', 'page', 'slide'\], not 'a4'"):
+        case(size="a4")
+
+
+def test_a_block_of_style_sets_the_width_of_new_figures() -> None:
+    with style(width=4.0):
+        assert CASES["aligned"]().get_size_inches()[0] == pytest.approx(4.0)
+    assert CASES["aligned"]().get_size_inches()[0] > 4.5
+    with pytest.raises(ValueError, match="at least 2 inches"), style(width=1):
+        pass
 
 
 def test_an_empty_frame_and_missing_columns_are_refused(case: Case) -> None:
