@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis360.branches import shares
-from analysis360.errors import TableError
 from analysis360.evidence.case import Case, Effects
 from analysis360.evidence.pieces import (
     AGAINST,
@@ -62,12 +60,12 @@ def _embedding_share(case: Case) -> Effects:
     if made.why and made.mine.empty:
         return made
     rows = case.rows("grad_norm_ema")
-    try:
-        rows = shares(rows[rows["state"] == "adam"], "grad_norm_ema")
-    except TableError:
+    square = rows["grad_norm_ema"] ** 2
+    of = square.groupby([rows["branch"], rows["step"]])
+    if of.size().max() == 1:
         return replace(made, mine=made.mine.iloc[:0], why="the table is not per tensor")
     name = "grad_norm_ema_share"
-    whole = replace(case, table=rows, _made={})
+    whole = replace(case, table=rows.assign(**{name: square / of.transform("sum")}), _made={})
     made = whole.effects(name, floor=TAKES_OVER)
     return replace(made.map(of_modules("embed")), statistic="grad_norm_ema share")
 

@@ -55,7 +55,7 @@ def _product(case: Case) -> Effects:
         both = whole.agg(["sum", "size"]).reset_index()
         both = both[both["size"] == 2]
         return pd.DataFrame({
-            "where": "attention of layer " + both["layer"].astype("str"), "module": "attn",
+            "where": [f"attention of layer {n:.0f}" for n in both["layer"]], "module": "attn",
             "layer": both["layer"], "head": both["head"], "step": both["step"],
             "effect": both["sum"],
         })  # fmt: skip

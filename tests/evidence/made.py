@@ -58,7 +58,9 @@ def _made() -> pd.DataFrame:
                 }  # fmt: skip
                 rows.append(key | {"state": "weight", "against": against} | away)
             if branch != "normal":
-                rows.append(key | {"state": "weight", "against": "partner", "displacement": noise()})
+                rows.append(
+                    key | {"state": "weight", "against": "partner", "displacement": noise()}
+                )
     table = pd.DataFrame(rows)
     whole = ["number", "step", "tokens", "layer", "expert", "head", "reference_step"]
     return table.astype(dict.fromkeys(whole, "Int64"))
