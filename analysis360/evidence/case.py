@@ -197,7 +197,7 @@ class Case:
     def rows(self, statistic: str, against: str = "") -> pd.DataFrame:
         """Rows that have a statistic, of weights or of both moments."""
         if statistic not in self.table:
-            return self.table.iloc[:0]
+            return self.table.iloc[:0].assign(**{statistic: np.nan})
         fits = self.table["against"].eq(against) & self.table[statistic].notna()
         fits &= self.table["state"].isin(["weight", "adam"])
         return self.table.loc[fits, [*_KEPT, statistic]]

@@ -200,6 +200,8 @@ def _lasting(case: Case) -> Piece:
     same = calm[calm.index.get_level_values(1) == last]
     if same.empty:
         return untestable("displacement", "no placebo at the last checkpoint", needs)
+    if not (mine[last] > 0 and same.max() > 0):
+        return untestable("displacement", "branch or placebo does not differ", needs)
     k = len(same)
     value = math.log2(float(mine[last]) / float(same.max()))
     limit = math.log2(1 + 1 / k)

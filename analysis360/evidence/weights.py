@@ -105,10 +105,11 @@ def small_norms(case: Case) -> Iterator[Piece]:
     else:
         fell = rms.mine.set_index(["where", "step"])["effect"]
         low = rms.limits(rms.mine["step"].tolist(), -1)
-        kept = grad.mine[[
+        fits = [
             fell.get((w, s), math.nan) < -low.get(s, math.inf)
             for w, s in zip(grad.mine["where"], grad.mine["step"])
-        ]]  # fmt: skip
+        ]
+        kept = grad.mine[np.array(fits, dtype=bool)]
         if kept.empty and len(grad.mine):
             yield Piece(AGAINST, "no MLP matrix whose RMS fell has a gradient to go with it",
                         "grad_norm_ema", 0.0, math.nan, "tensors", n=len(grad.mine),
