@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from analysis360.table import KEY
+from analysis360.table import statistic_columns
 
-__all__ = ["Case", "Effects"]
+__all__ = ["Case", "Effects", "plain"]
 
 MATRICES = ("embed", "head", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up",
             "mlp.down")  # fmt: skip
@@ -87,7 +87,7 @@ class Case:
     Attributes
     ----------
     table : DataFrame
-        Measured table of one run.
+        Measured table of one run, as from `plain`.
     branch, to : str
     placebos : tuple of str
     loss, spikes, vectors : DataFrame or None
@@ -197,11 +197,10 @@ class Case:
     def rows(self, statistic: str, against: str = "") -> pd.DataFrame:
         """Rows that have a statistic, of weights or of both moments."""
         if statistic not in self.table:
-            return self.table.iloc[:0]
+            return self.table.iloc[:0].assign(**{statistic: np.nan})
         fits = self.table["against"].eq(against) & self.table[statistic].notna()
         fits &= self.table["state"].isin(["weight", "adam"])
-        kept = [*KEY, *(c for c in ("reference_step",) if c in self.table), statistic]
-        return self.table.loc[fits, kept]
+        return self.table.loc[fits, [*_KEPT, statistic]]
 
     def lacks(self, statistic: str, against: str = "") -> str:
         """Why a statistic cannot be had."""
@@ -220,17 +219,14 @@ class Case:
     def _matched(self, rows: pd.DataFrame, statistic: str, log: bool) -> dict[str, pd.DataFrame]:
         """Effects of the branch and its placebos, each where it has any."""
         both = ["state", self.clock]
-        also = ["reference_step"] if "reference_step" in rows else []
         rows = rows[rows[self.clock].notna() & (rows["step"] < self.quiet_until)]
-        code = rows.groupby(_PLACE, dropna=False, sort=False).ngroup()
-        rows = rows.assign(place=code)
-        right = rows.loc[rows["branch"] == self.to, ["place", *both, *also, statistic]]
+        right = rows.loc[rows["branch"] == self.to, ["place", *both, "reference_step", statistic]]
         left = rows[rows["branch"].isin([self.branch, *self.placebos])]
         wide = left.merge(right, on=["place", *both], suffixes=("", " of to"))
-        if also:  # both are compared with a checkpoint, but of different steps
-            one, other = wide["reference_step"], wide["reference_step of to"]
-            wide = wide[~(one.notna() & other.notna() & (one != other)).fillna(False).astype(bool)]
-        value, reference = (wide[c].astype("float64") for c in (statistic, f"{statistic} of to"))
+        # both may be compared with a checkpoint, but of different steps
+        one, other = wide["reference_step"], wide["reference_step of to"]
+        wide = wide[~(one.notna() & other.notna() & (one != other))]
+        value, reference = wide[statistic], wide[f"{statistic} of to"]
         effect = _log2(value) - _log2(reference) if log else value - reference
         frame = _frame(wide, effect).assign(branch=wide["branch"])
         return {str(name): part.drop(columns="branch").reset_index(drop=True)
@@ -242,8 +238,8 @@ class Case:
         """The reference against itself one checkpoint earlier, in the span that is looked at."""
         own = rows[(rows["branch"] == self.to) & (rows["step"] < self.quiet_until)]
         own = own.sort_values("step", kind="stable")
-        value = own[statistic].astype("float64")
-        earlier = value.groupby([own[c] for c in _PLACE], dropna=False).shift()
+        value = own[statistic]
+        earlier = value.groupby(own["place"]).shift()
         frame: pd.DataFrame = _frame(own, _log2(value) - _log2(earlier) if log else value - earlier)
         # the moves of a warm-up are no measure: look back as far as the span looks ahead
         first, last = mine["step"].min(), mine["step"].max()
@@ -252,9 +248,13 @@ class Case:
 
 
 _FRAME = {
-    "where": "str", "module": "str", "layer": "Int64", "head": "Int64", "step": "Int64",
-    "effect": "float64",
+    "where": "object", "module": "object", "layer": "float64", "head": "float64",
+    "step": "float64", "effect": "float64",
 }  # fmt: skip
+_KEPT = [
+    "branch", "name", "module", "layer", "head", "step", "tokens", "state", "against",
+    "reference_step", "place", "where",
+]  # fmt: skip
 _PLACE = ["name", "layer", "module", "param", "expert", "head"]
 MOMENTS = {
     "adam_snr", "update_rms", "update_max", "update_large_fraction", "update_kurtosis",
@@ -265,16 +265,33 @@ MOMENTS = {
 """Statistics that are made of Adam's moments."""
 
 
+def plain(table: pd.DataFrame) -> pd.DataFrame:
+    """The same rows in numpy's dtypes, which take a tenth of the time, with place and name.
+
+    ``place`` numbers what a row is of; ``where`` says it.
+    """
+    rows = {c: table[c].to_numpy(dtype=object) for c in ("branch", "name", "module", "state")}
+    rows["against"] = table["against"].to_numpy(dtype=object)
+    for column in ("layer", "head", "step", "tokens"):
+        rows[column] = table[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    rows["place"] = table.groupby(_PLACE, dropna=False, sort=False).ngroup().to_numpy()
+    rows["where"] = np.array([
+        name or ("all tensors" if math.isnan(layer) else f"layer {layer:.0f}")
+        for name, layer in zip(rows["name"], rows["layer"])
+    ], dtype=object)  # fmt: skip
+    if "dtype" in table:
+        rows["dtype"] = table["dtype"].to_numpy(dtype=object)
+    for column in dict.fromkeys(["reference_step", *statistic_columns(table)]):
+        rows[column] = np.full(len(table), np.nan)
+        if column in table and pd.api.types.is_numeric_dtype(table[column]):
+            rows[column] = table[column].to_numpy(dtype=np.float64, na_value=np.nan)
+    return pd.DataFrame(rows)
+
+
 def _frame(rows: pd.DataFrame, effect: pd.Series) -> pd.DataFrame:
-    name = rows["name"].astype("str")
-    layer = "layer " + rows["layer"].astype("str")
-    where = name.where(name != "", layer.where(rows["layer"].notna(), "all tensors"))
-    frame = rows[["module", "layer", "head", "step"]].assign(
-        where=where, effect=effect.astype("float64")
-    )[list(_FRAME)]
-    frame = frame[np.isfinite(frame["effect"].to_numpy(dtype=np.float64))]
-    typed: pd.DataFrame = frame.astype(_FRAME)
-    return typed
+    frame = rows[["where", "module", "layer", "head", "step"]].assign(effect=effect)
+    finite: pd.DataFrame = frame[np.isfinite(effect.to_numpy(dtype=np.float64))]
+    return finite
 
 
 def _log2(value: pd.Series) -> pd.Series:

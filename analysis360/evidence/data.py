@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis360.branches import shares
-from analysis360.errors import TableError
 from analysis360.evidence.case import Case, Effects
 from analysis360.evidence.pieces import (
     AGAINST,
@@ -62,12 +60,12 @@ def _embedding_share(case: Case) -> Effects:
     if made.why and made.mine.empty:
         return made
     rows = case.rows("grad_norm_ema")
-    try:
-        rows = shares(rows[rows["state"] == "adam"], "grad_norm_ema")
-    except TableError:
+    square = rows["grad_norm_ema"] ** 2
+    of = square.groupby([rows["branch"], rows["step"]])
+    if of.size().max() == 1:
         return replace(made, mine=made.mine.iloc[:0], why="the table is not per tensor")
     name = "grad_norm_ema_share"
-    whole = replace(case, table=rows, _made={})
+    whole = replace(case, table=rows.assign(**{name: square / of.transform("sum")}), _made={})
     made = whole.effects(name, floor=TAKES_OVER)
     return replace(made.map(of_modules("embed")), statistic="grad_norm_ema share")
 
@@ -202,6 +200,8 @@ def _lasting(case: Case) -> Piece:
     same = calm[calm.index.get_level_values(1) == last]
     if same.empty:
         return untestable("displacement", "no placebo at the last checkpoint", needs)
+    if not (mine[last] > 0 and same.max() > 0):
+        return untestable("displacement", "branch or placebo does not differ", needs)
     k = len(same)
     value = math.log2(float(mine[last]) / float(same.max()))
     limit = math.log2(1 + 1 / k)

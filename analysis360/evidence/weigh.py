@@ -10,7 +10,7 @@ import pandas as pd
 from analysis360.branches import check_names
 from analysis360.errors import TableError
 from analysis360.evidence import damage, data, optimizer, weights
-from analysis360.evidence.case import Case
+from analysis360.evidence.case import Case, plain
 from analysis360.evidence.pieces import (
     AGAINST,
     FOR,
@@ -167,7 +167,7 @@ def _case(
         spikes = find_spikes(loss)
     if vectors is not None and "run" in vectors:
         vectors = vectors[vectors["run"] == table["run"].iloc[0]]
-    return Case(table, branch, to, tuple(placebos), loss, spikes, vectors, betas)
+    return Case(plain(table), branch, to, tuple(placebos), loss, spikes, vectors, betas)
 
 
 def evidence_matrix(evidence: pd.DataFrame) -> pd.DataFrame:

@@ -55,7 +55,7 @@ def _product(case: Case) -> Effects:
         both = whole.agg(["sum", "size"]).reset_index()
         both = both[both["size"] == 2]
         return pd.DataFrame({
-            "where": "attention of layer " + both["layer"].astype("str"), "module": "attn",
+            "where": [f"attention of layer {n:.0f}" for n in both["layer"]], "module": "attn",
             "layer": both["layer"], "head": both["head"], "step": both["step"],
             "effect": both["sum"],
         })  # fmt: skip
@@ -105,10 +105,11 @@ def small_norms(case: Case) -> Iterator[Piece]:
     else:
         fell = rms.mine.set_index(["where", "step"])["effect"]
         low = rms.limits(rms.mine["step"].tolist(), -1)
-        kept = grad.mine[[
+        fits = [
             fell.get((w, s), math.nan) < -low.get(s, math.inf)
             for w, s in zip(grad.mine["where"], grad.mine["step"])
-        ]]  # fmt: skip
+        ]
+        kept = grad.mine[np.array(fits, dtype=bool)]
         if kept.empty and len(grad.mine):
             yield Piece(AGAINST, "no MLP matrix whose RMS fell has a gradient to go with it",
                         "grad_norm_ema", 0.0, math.nan, "tensors", n=len(grad.mine),

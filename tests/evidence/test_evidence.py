@@ -24,34 +24,39 @@ def verdicts(table, **more):
     return a360.evidence_matrix(evidence).set_index("mechanism")["verdict"].to_dict()
 
 
-def thin_tables():
-    full = made_table()
-    alone = full[(full["branch"] != "spike") | (full["step"] == 220)]
-    return {
-        "full": full,
-        "weights": full[full["state"] == "weight"],
-        "one checkpoint": alone,
-        "no comparison": full[full["against"] == ""],
-        "no columns": full.drop(columns=[c for c in full if c in a360.EVIDENCE_STATISTICS]),
-        "nothing measured": full[[*a360.table.KEY]],
-        "all NaN": full.assign(**{c: math.nan for c in full.columns.difference(a360.table.KEY)}),
-        "all zero": full.assign(**{c: 0.0 for c in full.columns.difference(a360.table.KEY)}),
-        "infinite": full.assign(rms=math.inf, grad_norm_ema=math.inf, coherence=math.inf),
-        "by layer": full.assign(name="", module="", param="").drop_duplicates(list(a360.table.KEY)),
-        "no tokens": full.assign(tokens=pd.array([pd.NA] * len(full), dtype="Int64")),
-        "no match": full.assign(
-            step=full["step"].where(full["branch"] == "normal", full["step"] + 1),
-            tokens=full["tokens"].where(full["branch"] == "normal", full["tokens"] + 1),
-        ),
-    }
+KEYS = list(a360.table.KEY)
+THIN = {
+    "full": lambda t: t,
+    "weights": lambda t: t[t["state"] == "weight"],
+    "one checkpoint": lambda t: t[(t["branch"] != "spike") | (t["step"] == 220)],
+    "no comparison": lambda t: t[t["against"] == ""],
+    "no columns": lambda t: t.drop(columns=[c for c in t if c in a360.EVIDENCE_STATISTICS]),
+    "nothing measured": lambda t: t[KEYS],
+    "all NaN": lambda t: t.assign(**{c: math.nan for c in t.columns.difference(KEYS)}),
+    "all zero": lambda t: t.assign(**{c: 0.0 for c in t.columns.difference(KEYS)}),
+    "infinite": lambda t: t.assign(rms=math.inf, grad_norm_ema=math.inf, coherence=math.inf),
+    "by layer": lambda t: t.assign(name="", module="", param="").drop_duplicates(KEYS),
+    "no tokens": lambda t: t.assign(tokens=pd.array([pd.NA] * len(t), dtype="Int64")),
+    "no match": lambda t: t.assign(
+        **{c: t[c].where(t["branch"] == "normal", t[c] + 1) for c in ("step", "tokens")}
+    ),
+}
 
 
-@pytest.mark.parametrize("thin", list(thin_tables()))
-@pytest.mark.parametrize("placebos", [(), ("pa", "pb")])
-def test_contract(thin, placebos):
+THINNEST = ("weights", "nothing measured")
+
+
+@pytest.mark.parametrize(
+    "thin",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in THINNEST)) for name in THIN],
+)
+def test_contract(thin):
     """What is not defined is untestable with a reason; nothing crashes; nothing claims a cause."""
-    table = thin_tables()[thin]
-    for more in ({}, {"spikes": spiked(220, 230)}, {"spikes": spiked(9000, 9100)}):
+    table = THIN[thin](made_table())
+    for placebos, more in (
+        ((), {"spikes": spiked(220, 230)}),
+        (("pa", "pb"), {"spikes": spiked(9000, 9100)}),
+    ):
         found = a360.weigh_evidence(table, "spike", placebos=placebos, **more)
         assert list(found["mechanism"].unique()) == [f"M{i}" for i in range(1, 11)]
         assert set(found["direction"]) <= DIRECTIONS
@@ -61,7 +66,7 @@ def test_contract(thin, placebos):
         assert found.loc[without, "value"].isna().all()
         told = found[~without]
         assert (told["evidence"].str.len() > 0).all() and (told["why"] == "").all()
-        assert told["evidence"].str.contains(r"\d|no ").all()
+        assert told["evidence"].str.contains(r"\d|no |ends").all()
         assert (told["source"] != "").all(), told.loc[told["source"] == "", "evidence"].tolist()
         assert (found["needs"] != "").all()
         text = " ".join(found[["evidence", "why", "source", "name"]].to_numpy().ravel())
@@ -100,12 +105,14 @@ def grown(statistic, factor, *, modules=None, name=None, state=None, since=200):
     return table
 
 
+@pytest.mark.slow
 def test_m3_is_growth_of_queries_and_keys_beyond_the_others():
     assert verdicts(grown("spectral_norm", 4, modules=["attn.q", "attn.k"]))["M3"] == "for"
     assert verdicts(grown("spectral_norm", 4))["M3"] == "against"
     assert verdicts(grown("spectral_norm", 0.25, modules=["attn.q", "attn.k"]))["M3"] == "against"
 
 
+@pytest.mark.slow
 def test_m8_is_one_factor_on_all_matrices():
     assert verdicts(grown("coherence", 4))["M8"] == "for"
     assert verdicts(grown("coherence", 4, modules=["attn.q"]))["M8"] == "against"
@@ -120,6 +127,7 @@ def test_m8_is_one_factor_on_all_matrices():
     assert verdicts(grown("coherence", 4), loss=same, **none)["M8"] == "against"
 
 
+@pytest.mark.slow
 def test_m10_is_a_jump_in_few_matrices_or_a_count():
     one = grown("max_change", 100, name="layers.1.mlp.up")
     assert verdicts(one)["M10"] == "for"
@@ -130,11 +138,13 @@ def test_m10_is_a_jump_in_few_matrices_or_a_count():
     assert verdicts(table)["M10"] == "for"
 
 
+@pytest.mark.slow
 def test_m5_is_the_share_of_the_embedding():
     assert verdicts(grown("grad_norm_ema", 8, modules=["embed"]))["M5"] == "for"
     assert verdicts(grown("grad_norm_ema", 8))["M5"] == "against"
 
 
+@pytest.mark.slow
 def test_m7_needs_a_spike_and_rows():
     table = grown("v_row_top_share", 8, modules=["embed"])
     assert verdicts(table, spikes=spiked(205, 215))["M7"] == "for"
@@ -142,6 +152,7 @@ def test_m7_needs_a_spike_and_rows():
     assert verdicts(table, spikes=spiked(9000, 9100))["M7"] == "against"
 
 
+@pytest.mark.slow
 def test_moved_mass_is_the_total_variation_distance():
     table = made_table()
     rng = np.random.default_rng(0)
@@ -196,6 +207,7 @@ def test_value_and_limit_against_loops():
     assert piece["n"] == len(effects)
 
 
+@pytest.mark.slow
 def test_without_placebos_the_reference_is_the_measure_and_too_few_points_say_so():
     found = a360.weigh_evidence(made_table(), "spike")
     piece = found[found["statistic"] == "adam_snr"].iloc[0]
@@ -206,6 +218,7 @@ def test_without_placebos_the_reference_is_the_measure_and_too_few_points_say_so
     assert "too few points" in found.loc[found["statistic"] == "adam_snr", "why"].iloc[0]
 
 
+@pytest.mark.slow
 def test_checkpoints_far_from_the_onset_say_nothing_of_what_adam_forgets():
     """As K2's, 941 steps apart."""
     table = made_table()
@@ -215,9 +228,10 @@ def test_checkpoints_far_from_the_onset_say_nothing_of_what_adam_forgets():
     )
     why = found[found["mechanism"].isin(["M1", "M2", "M5", "M7"]) & (found["role"] == "key")]
     told = why[why["direction"] == "untestable"]["why"]
-    assert told.str.contains("500 steps (later|earlier); the .* 59").sum() >= 4
+    assert told.str.contains("500 steps (?:later|earlier); the .* 59").sum() >= 4
 
 
+@pytest.mark.slow
 def test_what_is_refused():
     table = made_table()
     with pytest.raises(TableError, match="must differ"):
