@@ -37,7 +37,10 @@ def evidence_section(made: Material) -> Section:
     section.say(pairs(made), "note")
     matrix = _matrix(pieces)
     _draw(section, made, matrix)
-    named = matrix.assign(mechanism=matrix["mechanism"] + " " + matrix["name"])
+    named = _wide(pieces)
+    if "verdict" in matrix.columns:
+        named["verdict"] = named["mechanism"].map(dict(matrix[["mechanism", "verdict"]].to_numpy()))
+    named["mechanism"] = named["mechanism"] + " " + named["name"]
     shown = named[["mechanism", *COLUMNS, *(["verdict"] if "verdict" in named else [])]]
     shown = shown.rename(columns={"untestable": "cannot be tested here"})
     section.add(frame_table(
@@ -103,13 +106,20 @@ def _matrix(pieces: pd.DataFrame) -> pd.DataFrame:
     if make is not None:
         frame: pd.DataFrame = make(pieces)
         return frame
+    return _wide(pieces)
+
+
+def _wide(pieces: pd.DataFrame) -> pd.DataFrame:
+    """One row a mechanism, each piece on a line of its own."""
     rows = []
     for (mechanism, name), mine in pieces.groupby(["mechanism", "name"], sort=False):
         row = {"mechanism": str(mechanism), "name": str(name)}
         for way in COLUMNS:
             found = mine[mine["direction"].eq(way)]
-            text = found["why"] if way == "untestable" else found["evidence"]
-            row[way] = "\n".join(str(t) for t in text.fillna("") if str(t))
+            texts = found["evidence"].fillna("")
+            if way == "untestable":  # what several statistics lack is said once
+                texts = found["why"].fillna("").drop_duplicates()
+            row[way] = "\n".join(f"{str(t).rstrip('.')}." for t in texts if str(t))
         rows.append(row)
     return pd.DataFrame(rows)
 
