@@ -142,13 +142,12 @@ def _draw(section: Section, made: Material, matrix: pd.DataFrame) -> None:
 
 def _all(section: Section, pieces: pd.DataFrame) -> None:
     wanted = [
-        "mechanism", "role", "direction", "evidence", "statistic", "value", "limit", "unit",
-        "where", "step", "n", "why", "needs", "source",
+        "mechanism", "direction", "evidence", "value", "limit", "where", "why", "source",
     ]  # fmt: skip
     shown = pieces[[c for c in wanted if c in pieces.columns]]
     table = frame_table(
-        shown, "Every piece: its number, the limit it was held against, where and at which step it "
-        "was found, how many samples it rests on, and why a piece could not be tested.",
+        shown, "Every piece: its number, the limit it was held against and where that comes from, "
+        "and why a piece could not be tested. The download has also step, unit, n and needs.",
         most=300, stacked=True,
     )  # fmt: skip
     label = escape(f"All {len(pieces)} pieces, with limits, places and sources")
