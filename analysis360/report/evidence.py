@@ -151,4 +151,4 @@ def _all(section: Section, pieces: pd.DataFrame) -> None:
         most=300, stacked=True,
     )  # fmt: skip
     label = escape(f"All {len(pieces)} pieces, with limits, places and sources")
-    section.add(f'<details class="print"><summary>{label}</summary>{table}</details>')
+    section.add(f"<details><summary>{label}</summary>{table}</details>")
