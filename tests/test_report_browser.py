@@ -183,6 +183,8 @@ def test_sentences_become_cards_on_a_phone_and_a_table_on_a_desk(browser, page):
     assert browser.run(wide) <= PHONE
     browser.open(page, DESK)
     assert browser.run(look) == "table-cell"
+    over = "[...document.querySelectorAll('table.stack')].filter(t => t.offsetWidth > t.parentElement.clientWidth)"
+    assert browser.run(f"{over}.length") == 0
 
 
 def test_it_prints(browser, page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from analysis360.report.words import amount, listed
 
 __all__ = ["check_table", "departure_lines", "departure_part"]
 
-TIED = 60
+TIED = 20
 """Most tied tensors in the page; all are in the download."""
 
 
@@ -97,7 +98,7 @@ def _told(rows: pd.DataFrame) -> str:
     text = (
         f"Departure: {pair} first left the band {where}{phase}, in {len(rows)} tied "
         f"{'rows' if len(rows) > 1 else 'row'} of tensor and statistic. The largest |z| is "
-        f"{said(float(rows['observed'].abs().max()))} against a threshold of "
+        f"{_size(float(rows['observed'].abs().max()))} against a threshold of "
         f"{said(first['threshold'])}, which is on the maximum over {said(first.get('tests'))} "
         f"values looked at"
     )
@@ -111,6 +112,10 @@ def _told(rows: pd.DataFrame) -> str:
         f"{text}. There were not enough placebo branches to calibrate it: z is descriptive, in "
         "units of the scatter between tensors, and no false-positive rate belongs to it."
     )
+
+
+def _size(z: float) -> str:
+    return "infinite (there the undisturbed branches are all equal)" if z == inf else said(z)
 
 
 def _phase(name: str) -> str:

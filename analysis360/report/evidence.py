@@ -37,7 +37,10 @@ def evidence_section(made: Material) -> Section:
     section.say(pairs(made), "note")
     matrix = _matrix(pieces)
     _draw(section, made, matrix)
-    named = matrix.assign(mechanism=matrix["mechanism"] + " " + matrix["name"])
+    named = _wide(pieces)
+    if "verdict" in matrix.columns:
+        named["verdict"] = named["mechanism"].map(dict(matrix[["mechanism", "verdict"]].to_numpy()))
+    named["mechanism"] = named["mechanism"] + " " + named["name"]
     shown = named[["mechanism", *COLUMNS, *(["verdict"] if "verdict" in named else [])]]
     shown = shown.rename(columns={"untestable": "cannot be tested here"})
     section.add(frame_table(
@@ -103,13 +106,20 @@ def _matrix(pieces: pd.DataFrame) -> pd.DataFrame:
     if make is not None:
         frame: pd.DataFrame = make(pieces)
         return frame
+    return _wide(pieces)
+
+
+def _wide(pieces: pd.DataFrame) -> pd.DataFrame:
+    """One row a mechanism, each piece on a line of its own."""
     rows = []
     for (mechanism, name), mine in pieces.groupby(["mechanism", "name"], sort=False):
         row = {"mechanism": str(mechanism), "name": str(name)}
         for way in COLUMNS:
             found = mine[mine["direction"].eq(way)]
-            text = found["why"] if way == "untestable" else found["evidence"]
-            row[way] = "\n".join(str(t) for t in text.fillna("") if str(t))
+            texts = found["evidence"].fillna("")
+            if way == "untestable":  # what several statistics lack is said once
+                texts = found["why"].fillna("").drop_duplicates()
+            row[way] = "\n".join(f"{str(t).rstrip('.')}." for t in texts if str(t))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -132,14 +142,13 @@ def _draw(section: Section, made: Material, matrix: pd.DataFrame) -> None:
 
 def _all(section: Section, pieces: pd.DataFrame) -> None:
     wanted = [
-        "mechanism", "role", "direction", "evidence", "statistic", "value", "limit", "unit",
-        "where", "step", "n", "why", "needs", "source",
+        "mechanism", "direction", "evidence", "value", "limit", "where", "why", "source",
     ]  # fmt: skip
     shown = pieces[[c for c in wanted if c in pieces.columns]]
     table = frame_table(
-        shown, "Every piece: its number, the limit it was held against, where and at which step it "
-        "was found, how many samples it rests on, and why a piece could not be tested.",
+        shown, "Every piece: its number, the limit it was held against and where that comes from, "
+        "and why a piece could not be tested. The download has also step, unit, n and needs.",
         most=300, stacked=True,
     )  # fmt: skip
     label = escape(f"All {len(pieces)} pieces, with limits, places and sources")
-    section.add(f'<details class="print"><summary>{label}</summary>{table}</details>')
+    section.add(f"<details><summary>{label}</summary>{table}</details>")

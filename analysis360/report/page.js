@@ -13,16 +13,6 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
   name();
 
-  // what is folded away is printed too
-  const opened = [];
-  addEventListener("beforeprint", () => {
-    for (const part of document.querySelectorAll("details.print:not([open])")) {
-      part.open = true;
-      opened.push(part);
-    }
-  });
-  addEventListener("afterprint", () => { for (const part of opened.splice(0)) part.open = false; });
-
   for (const source of document.querySelectorAll("script[type='application/json'][data-heat]")) {
     heat(source.closest("figure"), JSON.parse(source.textContent));
   }

@@ -57,7 +57,9 @@ def gap_lines(made: Material) -> list[str]:
 def _interval(row: dict[Any, Any]) -> str:
     low, high = row.get("gap_low"), row.get("gap_high")
     between = f" ({low:+.4f} to {high:+.4f})" if pd.notna(low) and pd.notna(high) else ""
-    return f"{row['gap']:+.4f}{between}, n = {said(row['n'])} samples"
+    status = said(row.get("status"))
+    note = "" if status in ("–", "ok") else f" ({status})"
+    return f"{row['gap']:+.4f}{between}, n = {said(row['n'])} samples{note}"
 
 
 def _periods(section: Section, made: Material) -> None:
