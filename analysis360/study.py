@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from analysis360 import (
+    EVIDENCE_STATISTICS,
     find_spikes,
     join_benchmarks,
     load_table,
@@ -86,7 +87,8 @@ def run_demo(
 
     folder = train_demo(folder, TINY if tiny else DEMO, seed=seed, progress=progress)
     run = open_run(folder)
-    made = plan(run, (*DEFAULT, *SPECTRA), against=("previous", "partner", "ancestor"))
+    wanted = dict.fromkeys((*DEFAULT, *SPECTRA, *EVIDENCE_STATISTICS))
+    made = plan(run, tuple(wanted), against=("previous", "partner", "ancestor"))
     made.run(folder / "measured", progress=progress)
     report = _report(folder / "report.html", folder / "measured", run)
     outcome = demo_outcome(folder)["summary"]

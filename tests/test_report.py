@@ -148,7 +148,7 @@ def test_the_file_is_small_and_fits_a_phone(full):
 
 
 def test_every_figure_has_a_caption_and_words_for_who_does_not_see_it(full):
-    assert full.count("figure") == full.count("figcaption") == full.count("svg") == 7
+    assert full.count("figure") == full.count("figcaption") == full.count("svg") == 8
     assert all(a.get("aria-label") for t, a in full.tags if t == "svg")
 
 
@@ -239,8 +239,7 @@ def test_strings_are_escaped(tmp_path):
     assert evil in found.text("")
 
 
-def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: None)
+def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path):
     path = write_report(tmp_path / "r.html", weights(), run=demo_run("a"), pieces=pieces())
     found = Page(path.read_text())
     told = found.text("summary")
@@ -250,8 +249,7 @@ def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path, m
     assert "first left the band after step 160 and by step 200 (512 k tokens)" in told
     assert "in the interval that holds the onset, in 2 tied rows" in told
     assert "z is descriptive" in told and "familywise" not in told
-    assert "evidence for 5 (M1, M3, M5, M7, M9), and evidence against 3 (M2, M6, M10)" in told
-    assert "On 2 (M4, M8) these data say nothing either way." in told
+    assert "what the table holds fits" in told
     shown = found.text("branches")
     assert "(n = 7: 4 PASS, 1 not available, 1 FAIL, 1 not applicable)" in shown
     assert "They are one set: within it the data give no order" in shown
@@ -261,19 +259,6 @@ def test_pieces_are_told_in_the_summary_and_shown_with_their_numbers(tmp_path, m
     names = {a["download"] for t, a in found.tags if t == "a" and "download" in a}
     assert {f"{name}.csv" for name in pieces()} <= names
     assert not re.search(r"\b(because|caus(ed|es)|due to|leads? to|driven by)\b", told + evidence)
-
-
-def test_a_matrix_of_the_library_gives_its_verdicts_to_the_summary(tmp_path, monkeypatch):
-    def matrix(evidence):
-        wide = evidence.drop_duplicates("mechanism")[["mechanism", "name"]].assign(verdict="for")
-        wide.loc[wide["mechanism"].eq("M7"), "verdict"] = "untestable"
-        return wide.assign(**{way: "" for way in ("for", "against", "untestable", "inconclusive")})
-
-    monkeypatch.setattr("analysis360.report.evidence.public", lambda name: matrix)
-    found = Page(write_report(tmp_path / "r.html", weights(), pieces=pieces()).read_text())
-    told = found.text("summary")
-    assert "does not fit none, leaves open none, and cannot be tested here for 1 (M7)" in told
-    assert "Verdict, by rule" in found.text("evidence")
 
 
 def test_a_calibrated_departure_says_its_level_and_its_placebos(tmp_path):
@@ -303,24 +288,16 @@ def test_pieces_are_refused_by_name_and_by_column(tmp_path):
         write_report(out, weights(), pieces={"checks": pieces()["checks"].drop(columns="result")})
 
 
-def test_pieces_are_made_by_the_functions_of_the_library_where_it_has_them(tmp_path, monkeypatch):
-    asked = {}
+def test_pieces_are_made_of_the_table_and_what_cannot_be_is_said(tmp_path, monkeypatch):
+    def thin(*args, **kwargs):
+        raise TableError("thin data")
 
-    def make(name):
-        def made(*args, **kwargs):
-            asked[name] = kwargs
-            if name == "check_branches":
-                raise TableError("thin data")
-            return pieces()[{"weigh_evidence": "evidence"}[name]]
-
-        return made if name in ("check_branches", "weigh_evidence") else None
-
-    monkeypatch.setattr("analysis360.report.pieces.public", make)
-    path = write_report(tmp_path / "r.html", weights())
-    found = Page(path.read_text())
+    monkeypatch.setattr("analysis360.report.pieces.check_branches", thin)
+    found = Page(write_report(tmp_path / "r.html", weights()).read_text())
     assert "Checks: thin data" in found.text("branches")
-    assert "second moment too slow" in found.text("evidence")
-    assert asked["weigh_evidence"]["placebos"] == ("placebo",)
+    evidence = found.text("evidence")
+    assert "no optimizer moments in the table" in evidence
+    assert "one placebo branch beside it" in evidence
 
 
 def test_a_heat_map_gives_each_cell_its_value(full):

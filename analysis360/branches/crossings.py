@@ -177,9 +177,10 @@ def _of_loss(
             threshold, holds = rank_threshold(sizes[:, 1:].max(axis=0), level)
             more = "" if holds <= level else f"{len(held)} placebos: {holds:.3g} is held"
         else:
-            z, points = _alone(gaps[:, 0], points)
+            z, points = _alone(gaps[:, 0], points, gaps[:, 1] if held else None)
             threshold, holds = sidak(max(len(z), 1), level), np.nan
-            more = "descriptive: scatter of its own beginning"
+            whose = "one placebo" if held else "its own beginning"
+            more = f"descriptive: scatter of {whose}"
         line = pd.DataFrame({"step": points["step"], "tokens": points["tokens"], "z": z})
         line = line.dropna(subset=["z"])
         if line.empty:
@@ -198,7 +199,8 @@ def _gaps(loss: pd.DataFrame, column: str, names: Iterable[str], to: str) -> pd.
         lines[name] = np.log2(values.where(values > 0)) if column == "grad_norm" else values
     wide = pd.DataFrame(lines).sort_index()
     wide = wide[wide[to].notna()]
-    tokens = loss.drop_duplicates("step").set_index("step")["tokens"]
+    known = loss.reindex(columns=["step", "tokens"]).drop_duplicates("step")
+    tokens = known.set_index("step")["tokens"].astype("Int64")
     gaps = wide.drop(columns=to).sub(wide[to], axis=0)
     gaps.insert(0, "tokens", tokens.reindex(gaps.index))
     return gaps.reset_index(names="step")
@@ -214,15 +216,22 @@ def _among(gaps: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _alone(gap: np.ndarray, points: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """Scores of what follows a curve's first eighth (8 points at least), by that one's spread."""
-    first = max(_FEWEST, len(gap) // 4)
-    centre = float(np.median(gap[:first]))
-    spread = 1.4826 * float(np.median(np.abs(gap[:first] - centre)))
+def _alone(
+    gap: np.ndarray, points: pd.DataFrame, beside: np.ndarray | None
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Scores by the spread of the one placebo's gap; without, of the curve's own first quarter.
+
+    What is scored by its own beginning is scored after it only.
+    """
+    first = 0 if beside is not None else max(_FEWEST, len(gap) // 4)
+    calm = gap[:first] if beside is None else beside
+    centre = float(np.median(calm))
+    spread = 1.4826 * float(np.median(np.abs(calm - centre)))
     if spread == 0:
         return np.full(len(gap) - first, np.nan), points.iloc[first:]
-    t = (gap[first:] - centre) / (spread * np.sqrt(1 + 1 / first))
-    return normal_score(t, np.full(len(t), _EFFICIENCY * (first - 1))), points.iloc[first:]
+    t = (gap[first:] - centre) / (spread * np.sqrt(1 + 1 / len(calm)))
+    freedom = np.full(len(t), _EFFICIENCY * (len(calm) - 1))
+    return normal_score(t, freedom), points.iloc[first:]
 
 
 def _of_benchmarks(joined: pd.DataFrame, branch: str, level: float) -> list[dict[str, Any]]:

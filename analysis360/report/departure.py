@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis360.plots import plot_crossings
 from analysis360.report.gather import Material
 from analysis360.report.page import Section, absent, escape, frame_table, said
 from analysis360.report.words import amount, listed
@@ -151,17 +152,13 @@ def _crossings(section: Section, made: Material) -> None:
     found = made.pieces.get("crossings")
     if found is None or found.empty:
         return
-    from analysis360 import plots
-
-    plot = getattr(plots, "plot_crossings", None)
     alt = "When each series first left its band"
     caption = (
         f"When each of {len(found)} series first left its band, as the interval between its last "
         "sample inside and its first outside. Series are sampled at different rates: an interval "
         "that begins earlier did not for that reason begin to move earlier."
     )
-    if plot is not None:
-        section.attempt(lambda: plot(found), caption, alt)
+    section.attempt(lambda: plot_crossings(found), caption, alt)
     columns = [c for c in ("kind", "name", "after_step", "by_step", "after_tokens", "by_tokens",
                            "z", "threshold", "n", "status") if c in found.columns]  # fmt: skip
     shown = frame_table(found[columns], f"{escape(alt)} (n = {len(found)} series).", most=100)

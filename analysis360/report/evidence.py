@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from analysis360.evidence import evidence_matrix
 from analysis360.report.gather import Material
 from analysis360.report.page import Section, absent, escape, frame_table
-from analysis360.report.pieces import public
+from analysis360.report.pieces import placebos
 
 __all__ = ["evidence_lines", "evidence_section"]
 
@@ -19,7 +20,7 @@ INTRODUCTION = (
 )
 
 RULE = (
-    " Verdict, by rule: “for” if a decisive piece is for, or if key pieces are and none is "
+    "Verdict, by rule: “for” if a decisive piece is for, or if key pieces are and none is "
     "against, open or untestable; “against” if a decisive or key piece is against; "
     "“untestable” if none of them could be had; else “inconclusive”."
 )
@@ -35,17 +36,15 @@ def evidence_section(made: Material) -> Section:
         return section
     section.say(INTRODUCTION)
     section.say(pairs(made), "note")
-    matrix = _matrix(pieces)
-    _draw(section, made, matrix)
+    verdicts = evidence_matrix(pieces).set_index("mechanism")["verdict"]
     named = _wide(pieces)
-    if "verdict" in matrix.columns:
-        named["verdict"] = named["mechanism"].map(dict(matrix[["mechanism", "verdict"]].to_numpy()))
+    named["verdict"] = named["mechanism"].map(verdicts)
     named["mechanism"] = named["mechanism"] + " " + named["name"]
-    shown = named[["mechanism", *COLUMNS, *(["verdict"] if "verdict" in named else [])]]
+    shown = named[["mechanism", *COLUMNS, "verdict"]]
     shown = shown.rename(columns={"untestable": "cannot be tested here"})
     section.add(frame_table(
         shown, f"What the table says of {len(shown)} mechanisms, from {len(pieces)} pieces of "
-        "evidence. –: nothing." + (RULE if "verdict" in shown else ""), stacked=True,
+        f"evidence. –: nothing. {RULE}", stacked=True,
     ))  # fmt: skip
     _all(section, pieces)
     return section
@@ -56,34 +55,21 @@ def evidence_lines(made: Material) -> list[str]:
     pieces = made.pieces.get("evidence")
     if pieces is None or pieces.empty:
         return []
-    matrix = _matrix(pieces)
-    if "verdict" in matrix.columns:
-        found = {
-            way: list(matrix.loc[matrix["verdict"].eq(way), "mechanism"])
-            for way in ("for", "against", "untestable", "inconclusive")
-        }
-        return [
-            f"Of {len(matrix)} mechanisms, what the table holds fits {_list(found['for'])}, does "
-            f"not fit {_list(found['against'])}, leaves open {_list(found['inconclusive'])}, and "
-            f"cannot be tested here for {_list(found['untestable'])}. To fit is not to be the "
-            "cause: the table of evidence has the rule, and each piece with its number."
-        ]
-    ways = {w: _names(pieces[pieces["direction"].eq(w)]) for w in ("for", "against")}
-    total = _names(pieces)
-    silent = [name for name in total if name not in {*ways["for"], *ways["against"]}]
-    lines = [
-        f"Of {len(total)} mechanisms, the table holds evidence for {_list(ways['for'])}, and "
-        f"evidence against {_list(ways['against'])}; a mechanism can have both."
+    matrix = evidence_matrix(pieces)
+    found = {
+        way: list(matrix.loc[matrix["verdict"].eq(way), "mechanism"])
+        for way in ("for", "against", "untestable", "inconclusive")
+    }
+    return [
+        f"Of {len(matrix)} mechanisms, what the table holds fits {_list(found['for'])}, does "
+        f"not fit {_list(found['against'])}, leaves open {_list(found['inconclusive'])}, and "
+        f"cannot be tested here for {_list(found['untestable'])}. To fit is not to be the "
+        "cause: the table of evidence has the rule, and each piece with its number."
     ]
-    if silent:
-        lines.append(f"On {_list(silent)} these data say nothing either way.")
-    return lines
 
 
 def pairs(made: Material) -> str:
     """How many pairs of branches all this rests on."""
-    from analysis360.report.pieces import placebos
-
     n = len(placebos(made))
     beside = {0: "no placebo branch beside it", 1: "one placebo branch beside it"}
     return (
@@ -92,21 +78,8 @@ def pairs(made: Material) -> str:
     )
 
 
-def _names(pieces: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(pieces["mechanism"].astype(str)))
-
-
 def _list(names: list[str]) -> str:
     return f"{len(names)} ({', '.join(names)})" if names else "none"
-
-
-def _matrix(pieces: pd.DataFrame) -> pd.DataFrame:
-    """Wide form: by the library where it has one, else the sentences of each direction."""
-    make = public("evidence_matrix")
-    if make is not None:
-        frame: pd.DataFrame = make(pieces)
-        return frame
-    return _wide(pieces)
 
 
 def _wide(pieces: pd.DataFrame) -> pd.DataFrame:
@@ -122,22 +95,6 @@ def _wide(pieces: pd.DataFrame) -> pd.DataFrame:
             row[way] = "\n".join(f"{str(t).rstrip('.')}." for t in texts if str(t))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _draw(section: Section, made: Material, matrix: pd.DataFrame) -> None:
-    from analysis360 import plots
-    from analysis360.report.source import bytes_of
-
-    plot = getattr(plots, "plot_evidence", None)
-    if plot is None:
-        return
-    caption = (
-        f"Evidence on {len(matrix)} mechanisms in the comparison of {made.branch} with {made.to}, "
-        "each cell with the number it rests on, as in the table below."
-    )
-    section.attempt(
-        lambda: plot(matrix), caption, "Evidence by mechanism", bytes_of(made, "weight")
-    )
 
 
 def _all(section: Section, pieces: pd.DataFrame) -> None:

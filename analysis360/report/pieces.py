@@ -6,16 +6,24 @@ A piece that was given is taken; else it is made, and why it could not be made i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from analysis360.branches import (
+    check_branches,
+    first_crossings,
+    first_departure,
+    score_branches,
+)
 from analysis360.errors import Analysis360Error, TableError
+from analysis360.evidence import weigh_evidence
+from analysis360.spikes import summarize_gap
 
 if TYPE_CHECKING:
     from analysis360.report.gather import Material
 
-__all__ = ["PIECES", "RANKED", "add_pieces", "placebos", "public"]
+__all__ = ["PIECES", "RANKED", "add_pieces", "placebos"]
 
 RANKED = ("rms", "max_abs", "spectral_norm", "stable_rank", "update_rms", "grad_norm_ema")
 """Statistics that branches are ranked and scored by: chosen before any run was looked at."""
@@ -61,83 +69,64 @@ def add_pieces(made: Material, given: Mapping[str, pd.DataFrame] | None = None) 
             made.pieces[name] = found
 
 
-def public(name: str) -> Callable[..., Any] | None:
-    """A public function of this package, or None where this version has none of that name."""
-    import analysis360
-
-    found: Callable[..., Any] | None = getattr(analysis360, name, None)
-    return found
-
-
 def placebos(made: Material) -> tuple[str, ...]:
     """Branches that stand for what a restart does by itself, by their name."""
     there = dict.fromkeys(made.table["branch"].dropna().astype(str))
     return tuple(b for b in there if b.startswith("placebo") and b not in (made.branch, made.to))
 
 
+def _pair(made: Material) -> tuple[str, str]:
+    assert made.branch is not None and made.to is not None, "asked before pieces are made"
+    return made.branch, made.to
+
+
 def _gaps(made: Material) -> pd.DataFrame | None:
-    make = public("summarize_gap")
-    if make is None or made.loss is None:
+    if made.loss is None:
         return None
-    frame: pd.DataFrame = make(made.loss, made.branch, made.to, spikes=made.spikes)
-    return frame
+    return summarize_gap(made.loss, *_pair(made), spikes=made.spikes)
 
 
 def _checks(made: Material) -> pd.DataFrame | None:
-    make = public("check_branches")
-    if make is None:
-        return None
-    frame: pd.DataFrame = make(made.table, made.branch, made.to, run=made.run, loss=made.loss)
-    return frame
+    return check_branches(made.table, *_pair(made), run=made.run, loss=made.loss)
 
 
 def _scores(made: Material) -> pd.DataFrame | None:
-    make = public("score_branches")
-    if make is None:
-        return None
     chosen = [s for s in RANKED if s in made.table.columns]
     if not chosen:
         return None
-    frame: pd.DataFrame = make(
-        made.table, made.branch, made.to, placebos=placebos(made), statistics=chosen,
+    return score_branches(
+        made.table, *_pair(made), placebos=placebos(made), statistics=chosen,
         spikes=made.spikes,
     )  # fmt: skip
-    return frame
 
 
 def _departures(made: Material) -> pd.DataFrame | None:
-    make = public("first_departure")
-    if make is None or "scores" not in made.pieces:
+    if "scores" not in made.pieces:
         return None
-    frame: pd.DataFrame = make(made.pieces["scores"])
-    return frame
+    return first_departure(made.pieces["scores"])
 
 
 def _crossings(made: Material) -> pd.DataFrame | None:
-    make = public("first_crossings")
-    if make is None or "scores" not in made.pieces:
+    if "scores" not in made.pieces:
         return None
     scores = made.benchmarks
     joined = scores if scores is not None and "gap" in scores.columns else None
-    frame: pd.DataFrame = make(
-        made.pieces["scores"], branch=made.branch, to=made.to, placebos=placebos(made),
+    branch, to = _pair(made)
+    return first_crossings(
+        made.pieces["scores"], branch=branch, to=to, placebos=placebos(made),
         loss=made.loss, benchmarks=joined,
     )  # fmt: skip
-    return frame
 
 
 def _evidence(made: Material) -> pd.DataFrame | None:
-    make = public("weigh_evidence")
-    if make is None:
-        return None
     adam = made.run.adam if made.run is not None else None
-    known = adam is not None and None not in (adam.beta1, adam.beta2)
-    more = {"betas": (adam.beta1, adam.beta2)} if adam is not None and known else {}
-    frame: pd.DataFrame = make(
-        made.table, made.branch, made.to, placebos=placebos(made), loss=made.loss,
-        spikes=made.spikes, vectors=made.vectors, **more,
+    betas = (0.9, 0.95)  # what `weigh_evidence` takes where nobody says
+    if adam is not None and adam.beta1 is not None and adam.beta2 is not None:
+        betas = (adam.beta1, adam.beta2)
+    return weigh_evidence(
+        made.table, *_pair(made), placebos=placebos(made), loss=made.loss,
+        spikes=made.spikes, vectors=made.vectors, betas=betas,
     )  # fmt: skip
-    return frame
 
 
 _MAKERS: dict[str, Callable[[Material], pd.DataFrame | None]] = {
