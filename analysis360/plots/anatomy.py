@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,9 +27,11 @@ from analysis360.plots.style import (
     clock,
     log_ticks,
     need_columns,
+    owner,
     short,
     styled,
 )  # fmt: skip
+from analysis360.plots.wrapping import wrapped
 from analysis360.recipe import Adam
 
 __all__ = ["plot_anatomy"]
@@ -140,7 +143,7 @@ def plot_anatomy(
     axes = given_axes(ax, panels, TITLE, first=True) or _make(len(panels))
     handles = _loss(axes[0], view, found, column, smooth)
     axes[0].set_ylabel(label)
-    axes[0].set_title(_said(found))
+    _title(axes[0], _said(found))
     for name, panel in zip(panels[1:], axes[1:], strict=False):
         if name in measured:
             handles += _points(panel, measured[name], view, name, adam)
@@ -159,6 +162,14 @@ def plot_anatomy(
     axes[-1].set_xlabel(view.time.label)
     once = {str(handle.get_label()): handle for handle in handles}
     return legend(ax, axes[0], list(once.values()))
+
+
+def _title(ax: Axes, said: str) -> None:
+    """Write lines above the axes that are no wider than it."""
+    size = float(rcParams["axes.titlesize"])
+    room = ax.get_window_extent().width / owner(ax).dpi * 72
+    lines = [one for line in said.splitlines() for one in wrapped(line, 0.8 * room, size)]
+    ax.set_title("\n".join(lines))
 
 
 def _line(label: str, **look: Any) -> Line2D:

@@ -247,6 +247,6 @@ def _histogram(
             ax.hist(norms, list(edges), histtype="step", color=colour, ls=dashes, lw=1.1)
     ax.set_xscale("log")
     log_ticks(ax.xaxis)
-    ax.set_xlabel("norm of the row (unit of the weights)")
+    ax.set_xlabel("row norm (unit of the weights)")
     ax.set_ylabel("rows")
     ax.set_title(f"{module}: n = {len(drawn[0][0]) if drawn else 0:,} rows", fontsize="small")
