@@ -8,25 +8,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis360.errors import TableError
-from analysis360.plots.panels import GUIDE, SIZES, laid_out, legend, numbers, place, sized
+from analysis360.plots.axes import given_axes
+from analysis360.plots.panels import GUIDE, legend, numbers, place
 from analysis360.plots.style import (
     DENSE,
     OKABE_ITO,
+    PAGE,
     Drawing,
     Scale,
     branch_colours,
     clock,
     log_ticks,
     need_columns,
+    owner,
     short,
     styled,
 )  # fmt: skip
+from analysis360.plots.wrapping import wrapped
 from analysis360.recipe import Adam
 
 __all__ = ["plot_anatomy"]
@@ -108,8 +113,8 @@ def plot_anatomy(
     before, after : int, optional
         Steps drawn before the onset and after the end; by default half of the spike's length
         before, and all of it after, and at least 20 rows.
-    size : {"page", "column", "slide"}
-        7, 3.3 or 10 inches wide, the last with larger type.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the loss alone; a sequence takes all panels in order.
 
@@ -135,29 +140,36 @@ def plot_anatomy(
     view = _view(loss, found, to, before, after)
     measured = _measured(table, statistics, view)
     panels = [column, *_logged(view.rows, column), *measured]
-    with sized(size, TITLE):
-        axes = laid_out(ax, panels, TITLE, lambda: _make(len(panels), size))
-        handles = _loss(axes[0], view, found, column, smooth)
-        axes[0].set_ylabel(label)
-        axes[0].set_title(_said(found))
-        for name, panel in zip(panels[1:], axes[1:], strict=False):
-            if name in measured:
-                handles += _points(panel, measured[name], view, name, adam)
-            else:
-                _series(panel, view, name, smooth)
-            if adam is not None and adam.clip is not None and name in LOGARITHMIC:
-                look: dict[str, Any] = {"color": CLIP, "lw": 0.9, "ls": (0, (3, 1, 1, 1))}
-                panel.axhline(adam.clip, **look)
-                handles.append(_line(f"clip ({short(adam.clip)})", **look))
-            panel.set_ylabel(LABELS.get(name, name.replace("_", " ")))
-        handles += _marks(axes, view, found)
-        for panel in axes:
-            panel.set_xlim(*(place(view.rows, view.time, s) for s in (view.low, view.high)))
-            if panel.get_yscale() == "log":
-                log_ticks(panel.yaxis)
-        axes[-1].set_xlabel(view.time.label)
-        once = {str(handle.get_label()): handle for handle in handles}
-        return legend(ax, axes[0], list(once.values()), size)
+    axes = given_axes(ax, panels, TITLE, first=True) or _make(len(panels))
+    handles = _loss(axes[0], view, found, column, smooth)
+    axes[0].set_ylabel(label)
+    _title(axes[0], _said(found))
+    for name, panel in zip(panels[1:], axes[1:], strict=False):
+        if name in measured:
+            handles += _points(panel, measured[name], view, name, adam)
+        else:
+            _series(panel, view, name, smooth)
+        if adam is not None and adam.clip is not None and name in LOGARITHMIC:
+            look: dict[str, Any] = {"color": CLIP, "lw": 0.9, "ls": (0, (3, 1, 1, 1))}
+            panel.axhline(adam.clip, **look)
+            handles.append(_line(f"clip ({short(adam.clip)})", **look))
+        panel.set_ylabel(LABELS.get(name, name.replace("_", " ")))
+    handles += _marks(axes, view, found)
+    for panel in axes:
+        panel.set_xlim(*(place(view.rows, view.time, s) for s in (view.low, view.high)))
+        if panel.get_yscale() == "log":
+            log_ticks(panel.yaxis)
+    axes[-1].set_xlabel(view.time.label)
+    once = {str(handle.get_label()): handle for handle in handles}
+    return legend(ax, axes[0], list(once.values()))
+
+
+def _title(ax: Axes, said: str) -> None:
+    """Write lines above the axes that are no wider than it."""
+    size = float(rcParams["axes.titlesize"])
+    room = ax.get_window_extent().width / owner(ax).dpi * 72
+    lines = [one for line in said.splitlines() for one in wrapped(line, 0.8 * room, size)]
+    ax.set_title("\n".join(lines))
 
 
 def _line(label: str, **look: Any) -> Line2D:
@@ -259,9 +271,8 @@ def _measured(
     return found
 
 
-def _make(count: int, size: str) -> list[Axes]:
-    wide, factor = SIZES[size]
-    figure = Drawing(figsize=(wide, (1.5 + 1.0 * count) * factor), layout="constrained")
+def _make(count: int) -> list[Axes]:
+    figure = Drawing(figsize=(PAGE, 1.5 + 1.0 * count), layout="constrained")
     ratios = [1.9] + [1.0] * (count - 1)
     made = figure.subplots(count, 1, sharex=True, squeeze=False, height_ratios=ratios)
     figure.align_ylabels(list(made[:, 0]))

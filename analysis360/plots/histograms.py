@@ -15,18 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes
 from analysis360.plots.panels import (
     GUIDE,
     branches_of,
     colours_of,
-    laid_out,
     legend,
-    need,
     one_shape,
-    sized,
     steps_of,
 )  # fmt: skip
-from analysis360.plots.style import OKABE_ITO, short, styled
+from analysis360.plots.style import OKABE_ITO, need_columns, short, styled
 from analysis360.recipe import Adam
 
 __all__ = ["magnitude_edges", "plot_moment_histograms"]
@@ -93,8 +91,8 @@ def plot_moment_histograms(
         ``run.adam``: marks epsilon, the bound of the update (1.165 for β = 0.9 and 0.95), and a
         Gaussian of RMS :math:`\sqrt{(1-\beta_1)/(1+\beta_1)}`, which the update is under steady
         zero-mean noise with :math:`\hat v` held fixed.
-    size : {"page", "column", "slide"}
-        7, 3.3 or 10 inches wide, the last with larger type.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone.
 
@@ -115,7 +113,7 @@ def plot_moment_histograms(
     >>> plot_moment_histograms(vectors).axes[0].get_xlabel()
     '√v̂ (unit of the gradient)'
     """
-    need(vectors, ["branch", "step", "vector", "name", "values"], TITLE, HINT)
+    need_columns(vectors, ["branch", "step", "vector", "name", "values"], TITLE, HINT)
     rows = vectors[vectors["vector"].isin(list(MEASURE))]
     if "against" in rows.columns:
         rows = rows[rows["against"].fillna("") == ""]
@@ -127,16 +125,15 @@ def plot_moment_histograms(
     names = branches_of(rows, branches, TITLE)
     chosen = steps_of(rows, names, steps, TITLE)
     panels = [name for name in MEASURE if (rows["vector"] == name).any()]
-    with sized(size, TITLE):
-        axes = laid_out(ax, panels, TITLE, one_shape(len(panels), size, 2.3))
-        handles: dict[str, Artist] = {}
-        for panel, name in zip(axes, panels, strict=False):
-            mine = rows[rows["vector"] == name]
-            handles |= {str(h.get_label()): h for h in _lines(panel, mine, names, chosen)}
-            panel.set_yscale("log")
-            dress = _root if name == ROOT else _update
-            handles |= {str(h.get_label()): h for h in dress(panel, adam)}
-        return legend(ax, axes[0], list(handles.values()), size)
+    axes = given_axes(ax, panels, TITLE, first=True) or one_shape(len(panels), 2.3)
+    handles: dict[str, Artist] = {}
+    for panel, name in zip(axes, panels, strict=False):
+        mine = rows[rows["vector"] == name]
+        handles |= {str(h.get_label()): h for h in _lines(panel, mine, names, chosen)}
+        panel.set_yscale("log")
+        dress = _root if name == ROOT else _update
+        handles |= {str(h.get_label()): h for h in dress(panel, adam)}
+    return legend(ax, axes[0], list(handles.values()))
 
 
 def _lines(

@@ -14,19 +14,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes
 from analysis360.plots.panels import (
     GUIDE,
     branches_of,
     colours_of,
-    laid_out,
     legend,
-    need,
     numbers,
     one_shape,
-    sized,
     steps_of,
 )  # fmt: skip
-from analysis360.plots.style import Scale, clock, log_ticks, styled
+from analysis360.plots.style import Scale, clock, log_ticks, need_columns, styled
 
 __all__ = ["plot_noise"]
 
@@ -73,8 +71,8 @@ def plot_noise(
         Over training all are drawn.
     batch_tokens : float, optional
         Tokens of a step: the noise scale is then in tokens, not in batches.
-    size : {"page", "column", "slide"}
-        7, 3.3 or 10 inches wide, the last with larger type.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone.
 
@@ -94,7 +92,7 @@ def plot_noise(
     >>> plot_noise(table).axes[0].get_xlabel()
     'layer'
     """
-    need(table, ["branch", "step", "state", "layer"], TITLE, HINT)
+    need_columns(table, ["branch", "step", "state", "layer"], TITLE, HINT)
     rows = table[table["state"] == "adam"]
     if "against" in rows.columns:
         rows = rows[rows["against"].fillna("") == ""]
@@ -115,20 +113,19 @@ def plot_noise(
             f'{TITLE}: several rows for one {" and ".join(keys)}; use load_table(path, by="layer") '
             'or by="all", or choose one module'
         )
-    with sized(size, TITLE):
-        axes = laid_out(ax, panels, TITLE, one_shape(len(panels), size, 2.1))
-        handles: list[Artist] = []
-        for panel, name in zip(axes, panels, strict=False):
-            unit = (batch_tokens or 1.0) if name == "noise_scale" else 1.0
-            found = _panel(panel, rows, name, time, names, chosen, unit)
-            handles = handles or found
-            _dress(panel, name, rows, time, batch_tokens)
-        if "adam_snr_null" in rows.columns and "adam_snr" in panels:
-            handles.append(Line2D([], [], color=GUIDE, lw=0.9, ls=NULL, label="noise alone (null)"))
-        if "noise_scale" in panels and len(axes) > 1:
-            said = "one batch" if batch_tokens is None else f"one batch ({batch_tokens:,.0f})"
-            handles.append(Line2D([], [], color=GUIDE, lw=0.9, ls=BATCH, label=said))
-        return legend(ax, axes[0], handles, size)
+    axes = given_axes(ax, panels, TITLE, first=True) or one_shape(len(panels), 2.1)
+    handles: list[Artist] = []
+    for panel, name in zip(axes, panels, strict=False):
+        unit = (batch_tokens or 1.0) if name == "noise_scale" else 1.0
+        found = _panel(panel, rows, name, time, names, chosen, unit)
+        handles = handles or found
+        _dress(panel, name, rows, time, batch_tokens)
+    if "adam_snr_null" in rows.columns and "adam_snr" in panels:
+        handles.append(Line2D([], [], color=GUIDE, lw=0.9, ls=NULL, label="noise alone (null)"))
+    if "noise_scale" in panels and len(axes) > 1:
+        said = "one batch" if batch_tokens is None else f"one batch ({batch_tokens:,.0f})"
+        handles.append(Line2D([], [], color=GUIDE, lw=0.9, ls=BATCH, label=said))
+    return legend(ax, axes[0], handles)
 
 
 def _panel(

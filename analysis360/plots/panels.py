@@ -1,40 +1,32 @@
-"""What several figures share: their sizes, the axes they are given, and which checkpoints."""
+"""What several figures of checkpoints share: their panels, which branches, and which steps."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context, rcParams
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import legend_above
 from analysis360.plots.style import (
     OKABE_ITO,
+    PAGE,
     Drawing,
     Scale,
     branch_colours,
-    legend_above,
-    need_columns,
     owner,
+    page,
 )
 
 __all__ = [
-    "DASHES", "GUIDE", "SIZES", "branches_of", "colours_of", "laid_out", "legend", "need",
-    "numbers", "one_shape", "place", "sized", "steps_of",
+    "DASHES", "GUIDE", "branches_of", "colours_of", "legend", "numbers", "one_shape", "place",
+    "steps_of",
 ]  # fmt: skip
-
-SIZES = {"column": (3.3, 1.0), "page": (7.0, 1.0), "slide": (10.0, 1.6)}
-"""Width in inches and how much larger than in print type and lines are."""
 
 GUIDE = "#222222"
 """Colour of lines that are no data: nulls, bounds, laws."""
@@ -42,122 +34,26 @@ GUIDE = "#222222"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
 """Line styles of up to four checkpoints of one branch."""
 
-_SCALED = (
-    "font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize",
-    "legend.fontsize", "figure.titlesize", "axes.linewidth", "grid.linewidth", "hatch.linewidth",
-)  # fmt: skip
 
-
-@contextmanager
-def sized(size: str, title: str) -> Iterator[tuple[float, float]]:
-    """Enlarge type inside the block as the size asks; give the width and that factor.
-
-    Lines and markers are enlarged by `legend`, which is called last.
-
-    Raises
-    ------
-    ValueError
-        If there is no such size.
-    """
-    if size not in SIZES:
-        raise ValueError(f"{title}: size={size!r}; allowed: {', '.join(SIZES)}")
-    wide, factor = SIZES[size]
-    now: Any = rcParams
-    larger: Any = {name: now[name] * factor for name in _SCALED}
-    with rc_context(larger):
-        yield wide, factor
-
-
-def need(frame: pd.DataFrame, columns: Sequence[str], title: str, hint: str) -> None:
-    """Refuse a frame that is empty or lacks columns, and say how to get one that does not.
-
-    Raises
-    ------
-    TableError
-        What `need_columns` says, and the hint.
-    """
-    try:
-        need_columns(frame, columns, title)
-    except TableError as error:
-        raise TableError(f"{error}; {hint}") from None
-
-
-def laid_out(
-    ax: Axes | Sequence[Axes] | None,
-    names: Sequence[str],
-    title: str,
-    make: Callable[[], Sequence[Axes]],
-) -> list[Axes]:
-    """Axes for the panels: new ones, one that is given for the first, or one for each.
-
-    Raises
-    ------
-    TableError
-        If a sequence of another length was given.
-    """
-    if isinstance(ax, Axes):
-        return [ax]
-    if ax is not None:
-        given = list(ax)
-        if len(given) != len(names):
-            raise TableError(f"{title}: {len(given)} axes were given for the panels {list(names)}")
-        return given
-    made = list(make())
-    for each in made:  # ticks are made when it is saved, and would take the size of print
-        each.tick_params(axis="x", labelsize=rcParams["xtick.labelsize"])
-        each.tick_params(axis="y", labelsize=rcParams["ytick.labelsize"])
-    return made
-
-
-def one_shape(count: int, size: str, tall: float, columns: int = 2) -> Callable[[], list[Axes]]:
+def one_shape(count: int, tall: float, columns: int = 2) -> list[Axes]:
     """Make `count` panels, one below the other in a column of a paper, side by side elsewhere."""
-
-    def make() -> list[Axes]:
-        wide, factor = SIZES[size]
-        beside = 1 if size == "column" else min(count, columns)
-        high = -(-count // beside)
-        figure = Drawing(figsize=(wide, (tall * high + 0.5) * factor), layout="constrained")
-        made: list[Axes] = list(figure.subplots(high, beside, squeeze=False).ravel())
-        for empty in made[count:]:
-            empty.remove()
-        return made[:count]
-
-    return make
+    beside = min(count, columns if page() >= PAGE else 1)
+    high = -(-count // beside)
+    figure = Drawing(figsize=(PAGE, tall * high + 0.5), layout="constrained")
+    made: list[Axes] = list(figure.subplots(high, beside, squeeze=False).ravel())
+    for empty in made[count:]:
+        empty.remove()
+    return made[:count]
 
 
-def legend(
-    ax: Axes | Sequence[Axes] | None, first: Axes, handles: Sequence[Artist], size: str
-) -> Figure:
+def legend(ax: Axes | Sequence[Axes] | None, first: Axes, handles: Sequence[Artist]) -> Figure:
     """Put the legend above a figure of one's own, or above the first axes that were given."""
     figure = owner(first)
-    if ax is None:
-        kinds = ("lines", "patches", "collections")
-        drawn = [one for axes in figure.axes for kind in kinds for one in getattr(axes, kind)]
-        _enlarge([*drawn, *handles], SIZES[size][1])
-    labels = [str(handle.get_label()) for handle in handles]
-    room = {"column": 66, "page": 140, "slide": 125}[size]  # signs in a line, and 7 for a handle
-    plain = [re.sub(r"\$[^$]*\$", "formula", label) for label in labels]
-    longest = max((len(label) for label in plain), default=0) + 7
-    columns = min(max(1, room // longest), 5)
     if ax is None and handles:
-        figure.legend(
-            list(handles), labels, loc="outside upper left", ncols=columns, columnspacing=1.2
-        )
+        figure.legend(handles=list(handles), loc="outside upper left", ncols=5, columnspacing=1.2)
     elif handles:
-        legend_above(first, columns, handles=list(handles), labels=labels)
+        legend_above(first, 5, handles=list(handles))
     return figure
-
-
-def _enlarge(drawn: Sequence[Artist], factor: float) -> None:
-    """Lines as much wider as the type is larger."""
-    for one in drawn if factor != 1 else ():
-        if isinstance(one, Line2D):
-            one.set_markersize(one.get_markersize() * factor)
-            one.set_markeredgewidth(one.get_markeredgewidth() * factor)
-        if isinstance(one, Line2D | Patch):
-            one.set_linewidth(one.get_linewidth() * factor)
-        elif isinstance(one, Collection):
-            one.set_linewidth(list(factor * np.atleast_1d(one.get_linewidth())))
 
 
 def numbers(frame: pd.DataFrame, column: str) -> np.ndarray:

@@ -13,16 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes
 from analysis360.plots.panels import (
     DASHES,
     GUIDE,
     branches_of,
-    laid_out,
     legend,
-    need,
     numbers,
     one_shape,
-    sized,
 )  # fmt: skip
 from analysis360.plots.style import (
     DENSE,
@@ -31,6 +29,7 @@ from analysis360.plots.style import (
     clock,
     log_ticks,
     module_rank,
+    need_columns,
     styled,
 )  # fmt: skip
 
@@ -105,8 +104,8 @@ def plot_spectra(
     against : str
         Rows that compare with this checkpoint, for statistics of the change such as
         ``delta_stable_rank``; by default those that compare with none.
-    size : {"page", "column", "slide"}
-        7, 3.3 or 10 inches wide, the last with larger type.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone.
 
@@ -127,7 +126,7 @@ def plot_spectra(
     >>> [ax.get_ylabel() for ax in plot_spectra(table).axes][1]
     'stable rank\n(directions)'
     """
-    need(
+    need_columns(
         table, ["branch", "step", "name", "layer", "module", "state"], TITLE,
         f"measure plan(run, {list(statistics)}), then load_table(path)",
     )  # fmt: skip
@@ -145,18 +144,17 @@ def plot_spectra(
     spectra = None if vectors is None else _spectra(vectors, names[0], module, layers, step)
     logits = [name for name in LOGIT if name in rows.columns and rows[name].notna().any()]
     panels = [*there, *([SPECTRUM] if spectra is not None else []), *([LOGITS] if logits else [])]
-    with sized(size, TITLE):
-        axes = laid_out(ax, panels, TITLE, one_shape(len(panels), size, 2.0))
-        handles: list[Artist] = []
-        for panel, name in zip(axes, panels, strict=False):
-            if name == SPECTRUM and spectra is not None:
-                _spectrum(panel, spectra, rows)
-            elif name == LOGITS:
-                _logits(panel, rows[rows[logits[0]].notna()], logits, names)
-            else:
-                handles += _lines(panel, rows[rows[name].notna()], name, names)
-        once = {str(handle.get_label()): handle for handle in handles}
-        return legend(ax, axes[0], list(once.values()), size)
+    axes = given_axes(ax, panels, TITLE, first=True) or one_shape(len(panels), 2.0)
+    handles: list[Artist] = []
+    for panel, name in zip(axes, panels, strict=False):
+        if name == SPECTRUM and spectra is not None:
+            _spectrum(panel, spectra, rows)
+        elif name == LOGITS:
+            _logits(panel, rows[rows[logits[0]].notna()], logits, names)
+        else:
+            handles += _lines(panel, rows[rows[name].notna()], name, names)
+    once = {str(handle.get_label()): handle for handle in handles}
+    return legend(ax, axes[0], list(once.values()))
 
 
 def _look(module: str) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _spectra(
     step: int | None,
 ) -> pd.DataFrame:  # fmt: skip
     """Singular values of the chosen layers of one module at one step, in order of layers."""
-    need(
+    need_columns(
         vectors, ["branch", "step", "name", "layer", "module", "vector", "values"],
         f"{TITLE}, vectors", HINT,
     )  # fmt: skip

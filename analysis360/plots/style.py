@@ -19,8 +19,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import Collection, PathCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from analysis360.errors import TableError
@@ -99,6 +102,7 @@ class Drawing(Figure):
     """
 
     def __init__(self, *args: Any, **given: Any) -> None:
+        self.drawn_for = page()
         if not args and "figsize" in given:
             wide, tall = given["figsize"]
             more = max(page() / PAGE, 1.0)
@@ -116,7 +120,7 @@ class Drawing(Figure):
 
     def savefig(self, fname: Any, **given: Any) -> None:
         """Save as `matplotlib.figure.Figure.savefig` does, with the settings of `style`."""
-        with style():
+        with style(width=self.drawn_for):  # ticks are made now, and are as large as the rest
             super().savefig(fname, **given)
 
     def _repr_png_(self) -> bytes:
@@ -125,7 +129,9 @@ class Drawing(Figure):
             return buffer.getvalue()
 
 
-_SIZES = ("size", "linewidth")
+def _enlarged(key: str) -> bool:
+    """Whether a setting grows with the width; `_thicken` sees to what is drawn in the axes."""
+    return key.endswith(("size", "linewidth")) and not key.startswith("lines.")
 
 
 @contextmanager
@@ -161,7 +167,7 @@ def style(width: float | None = None) -> Iterator[None]:
     if not width >= 2:
         raise ValueError(f"style: a figure must be at least 2 inches wide, not {width}")
     more = max(width / PAGE, 1.0)
-    larger = {key: more * _SETTINGS[key] for key in _SETTINGS if key.endswith(_SIZES)}
+    larger = {key: more * _SETTINGS[key] for key in _SETTINGS if _enlarged(key)}
     before = _WIDTH.set(width)
     try:
         with rc_context(_SETTINGS | larger):
@@ -183,9 +189,33 @@ def styled(draw: Callable[Asked, Figure]) -> Callable[Asked, Figure]:
         if size not in SIZES:
             raise ValueError(f"{draw.__name__}: size is one of {list(SIZES)}, not {size!r}")
         with style(width=SIZES[str(size)]):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            if kwargs.get("ax") is None and page() > PAGE:
+                _thicken(figure, page() / PAGE)
+            return figure
 
     return inside
+
+
+def _thicken(figure: Figure, more: float) -> None:
+    """Make lines and markers as much larger as the type is."""
+    drawn: list[Any] = []
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes)]
+    for ax in figure.axes:
+        drawn += [*ax.lines, *ax.patches, *ax.collections]
+    for legend in legends:
+        if legend is not None:
+            drawn += [*legend.get_lines(), *legend.get_patches(), *legend.findobj(Collection)]
+    for one in drawn:
+        if isinstance(one, Line2D):
+            one.set_markersize(one.get_markersize() * more)
+            one.set_markeredgewidth(one.get_markeredgewidth() * more)
+        if isinstance(one, Line2D | Patch):
+            one.set_linewidth(one.get_linewidth() * more)
+        else:
+            one.set_linewidth(list(more * np.atleast_1d(one.get_linewidth())))
+        if isinstance(one, PathCollection):
+            one.set_sizes(more**2 * np.asarray(one.get_sizes()))
 
 
 def save_svg(figure: Figure) -> str:
@@ -205,7 +235,7 @@ def save_svg(figure: Figure) -> str:
     >>> save_svg(Drawing(figsize=(1, 1)))[:4]
     '<svg'
     """
-    with style(), io.StringIO() as buffer:
+    with style(width=getattr(figure, "drawn_for", None)), io.StringIO() as buffer:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
     return text[text.index("<svg") :].rstrip()
@@ -269,21 +299,24 @@ def clock(frame: pd.DataFrame, *, title: str) -> Scale:
     raise TableError(f"{title}: no row order; tokens, step or number must be known in every row")
 
 
-def need_columns(frame: pd.DataFrame, columns: Sequence[str], title: str) -> None:
-    """Refuse a frame that is empty or lacks columns, in one sentence.
+def need_columns(frame: pd.DataFrame, columns: Sequence[str], title: str, hint: str = "") -> None:
+    """Refuse a frame that is empty or lacks columns, in one sentence that ends with the hint.
 
     Raises
     ------
     TableError
         Naming what is missing and what is there.
     """
+    more = f"; {hint}" if hint else ""
     if not isinstance(frame, pd.DataFrame):
-        raise TableError(f"{title}: expected a pandas DataFrame, not {type(frame).__name__}")
+        kind = type(frame).__name__
+        raise TableError(f"{title}: expected a pandas DataFrame, not {kind}{more}")
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise TableError(f"{title}: columns {missing} are missing; there are {list(frame.columns)}")
+        there = list(frame.columns)
+        raise TableError(f"{title}: columns {missing} are missing; there are {there}{more}")
     if frame.empty:
-        raise TableError(f"{title}: the frame has no rows, so there is nothing to draw")
+        raise TableError(f"{title}: the frame has no rows, so there is nothing to draw{more}")
 
 
 def branch_colours(branches: Sequence[Any]) -> dict[str, str]:

@@ -16,16 +16,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from analysis360.errors import TableError
+from analysis360.plots.axes import given_axes
 from analysis360.plots.panels import (
     GUIDE,
     branches_of,
     colours_of,
-    laid_out,
     legend,
-    need,
     numbers,
     one_shape,
-    sized,
     steps_of,
 )  # fmt: skip
 from analysis360.plots.style import DENSE, log_ticks, module_rank, need_columns, styled
@@ -81,8 +79,8 @@ def plot_tokens(
         batch in some 15 steps (β2 = 0.95).
     label : int
         How many rows to name.
-    size : {"page", "column", "slide"}
-        7, 3.3 or 10 inches wide, the last with larger type.
+    size : str
+        ``"column"`` (3.3 inches wide), ``"page"`` (7) or ``"slide"`` (10, with larger type).
     ax : Axes or sequence of Axes, optional
         One axes takes the first panel alone.
 
@@ -104,7 +102,7 @@ def plot_tokens(
     ['a, step 9:', '1  the', '2  #7']
     """
     columns = ["branch", "step", "name", "module", "vector", "rank", "token", "text", "value"]
-    need(ranked, columns, f"{TITLE} (of rank_tokens)", HINT)
+    need_columns(ranked, columns, f"{TITLE} (of rank_tokens)", HINT)
     names = branches_of(ranked, branches, TITLE)
     chosen = steps_of(ranked, names, steps, TITLE)
     rows = ranked[ranked["branch"].isin(names) & ranked["step"].isin(chosen)]
@@ -115,19 +113,18 @@ def plot_tokens(
     matrices = sorted(of, key=lambda name: module_rank(of[name]))
     norms = _norms(vectors, matrices, chosen)
     panels = [*matrices, *(f"{name}, norms" for name in matrices if norms is not None)]
-    with sized(size, TITLE):
-        axes = laid_out(ax, panels, TITLE, one_shape(len(panels), size, 2.1, len(matrices)))
-        looks = colours_of(names, chosen)
-        handles: list[Artist] = []
-        for panel, name in zip(axes, matrices, strict=False):
-            mine = rows[rows["name"] == name]
-            handles = _ranks(panel, mine, _all(vectors, mine), looks) or handles
-            _names(panel, mine, names, chosen, label)
-            panel.set_title(f"{of[name]}: {panel.get_title(loc='left')}", fontsize="small")
-        for panel, name in zip(axes[len(matrices) :], matrices, strict=False):
-            if norms is not None:
-                _histogram(panel, norms[norms["name"] == name], looks, of[name])
-        return legend(ax, axes[0], handles, size)
+    axes = given_axes(ax, panels, TITLE, first=True) or one_shape(len(panels), 2.1, len(matrices))
+    looks = colours_of(names, chosen)
+    handles: list[Artist] = []
+    for panel, name in zip(axes, matrices, strict=False):
+        mine = rows[rows["name"] == name]
+        handles = _ranks(panel, mine, _all(vectors, mine), looks) or handles
+        _names(panel, mine, names, chosen, label)
+        panel.set_title(f"{of[name]}: {panel.get_title(loc='left')}", fontsize="small")
+    for panel, name in zip(axes[len(matrices) :], matrices, strict=False):
+        if norms is not None:
+            _histogram(panel, norms[norms["name"] == name], looks, of[name])
+    return legend(ax, axes[0], handles)
 
 
 def _norms(
@@ -250,6 +247,6 @@ def _histogram(
             ax.hist(norms, list(edges), histtype="step", color=colour, ls=dashes, lw=1.1)
     ax.set_xscale("log")
     log_ticks(ax.xaxis)
-    ax.set_xlabel("norm of the row (unit of the weights)")
+    ax.set_xlabel("row norm (unit of the weights)")
     ax.set_ylabel("rows")
     ax.set_title(f"{module}: n = {len(drawn[0][0]) if drawn else 0:,} rows", fontsize="small")

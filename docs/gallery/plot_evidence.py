@@ -1,18 +1,16 @@
-"""Evidence for and against mechanisms: a constructed matrix, to show columns and picture."""
+"""Evidence for and against ten mechanisms of a loss spike: python plot_evidence.py FOLDER."""
 
-import pandas as pd
+import sys
 
 import analysis360 as a360
 
-columns = ["mechanism", "name", "for", "against", "untestable", "inconclusive", "verdict"]
-matrix = pd.DataFrame([
-    ("M1", "preconditioner decoupling", "RMS(u) rose ×2.4 in mlp.down at step 200 (n = 12)", "",
-     "", "√Σv̂ fell by 0.02 dex, within the scatter of 0.05 dex of 3 placebos", "more for"),
-    ("M3", "attention-logit growth", "", "σ₁(W_Q)σ₁(W_K) grew by 1 % in both branches", "", "",
-     "more against"),
-    ("M7", "data trigger", "", "", "the nearest checkpoint lies 20 steps after the onset", "",
-     "untestable"),
-    ("M8", "restart fault", "", "the learning rates are equal at all 480 steps", "", "",
-     "more against"),
-], columns=columns)  # fmt: skip
-a360.plot_evidence(matrix).savefig("plot_evidence.png")
+run = a360.open_run(sys.argv[1])
+statistics = ["rms", "update_rms", "adam_snr", "grad_norm_ema", *a360.EVIDENCE_STATISTICS]
+a360.plan(run, statistics, against=["previous", "partner", "ancestor"], memory="1 GB").run(
+    "gallery_evidence"
+)
+table = a360.load_table("gallery_evidence")
+evidence = a360.weigh_evidence(
+    table, "spike", to="normal", placebos=["placebo"], loss=a360.read_loss(run)
+)
+a360.plot_evidence(a360.evidence_matrix(evidence)).savefig("plot_evidence.png")

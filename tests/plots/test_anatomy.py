@@ -103,7 +103,7 @@ def test_axes_may_be_given():
     figure = Figure()
     ax = figure.subplots()
     assert plot_anatomy(loss_frame(), SPIKE, ax=ax) is figure
-    with pytest.raises(TableError, match="2 axes were given for the panels"):
+    with pytest.raises(TableError, match="2 axes were given for 3 panels"):
         plot_anatomy(loss_frame(), SPIKE, ax=list(Figure().subplots(2)))
 
 
@@ -126,5 +126,7 @@ def test_bad_input_is_refused():
         table = table_frame("all")
         spike = SPIKE.to_dict() | {"end": 185}
         plot_anatomy(loss_frame(), spike, table=table[table["step"] > 300], before=10, after=5)
-    with pytest.raises(ValueError, match="allowed: column, page, slide"):
+    with pytest.raises(
+        ValueError, match=r"size is one of \['column', 'page', 'slide'\], not 'poster'"
+    ):
         plot_anatomy(loss_frame(), SPIKE, size="poster")

@@ -20,9 +20,13 @@ from analysis360 import plots
 from analysis360.core import Event, Fork
 from analysis360.errors import TableError
 from analysis360.plots import save_svg, style
+from analysis360.recipe import Adam
+from analysis360.tokens import rank_tokens
+from tests.plots import deep_frames as deep
 from tests.plots import event_frames as events
 from tests.plots import frames
 
+ADAM = Adam(beta1=0.9, beta2=0.95, eps=1e-8, clip=1.0)
 FORKS = (Fork("normal", "spike", frames.FORK), Fork("placebo", "spike", frames.FORK))
 PAPER = 3.3
 WIDTHS = {"column": 3.3, "page": 7.0, "slide": 10.0}
@@ -74,6 +78,24 @@ CASES = {
     "crossings": Case(
         plots.plot_crossings, events.crossings_frame, lambda: {"lags": events.lags_frame(2)},
         panels=2, high=4.0,
+    ),
+    "anatomy": Case(
+        plots.plot_anatomy, frames.loss_frame,
+        lambda: {"table": frames.table_frame("all"), "adam": ADAM}, panels=5,
+        positional=(frames.spikes_frame().iloc[0],),
+    ),
+    "moment histograms": Case(
+        plots.plot_moment_histograms, deep.vectors_frame, lambda: {"adam": ADAM}, panels=2, high=3.0
+    ),
+    "noise": Case(plots.plot_noise, deep.noise_table, panels=2, high=3.0),
+    "noise of all": Case(plots.plot_noise, lambda: deep.noise_table("all"), panels=2, high=3.0),
+    "spectra": Case(
+        plots.plot_spectra, deep.spectra_table, lambda: {"vectors": deep.vectors_frame()},
+        panels=4, high=2.6,
+    ),
+    "tokens": Case(
+        plots.plot_tokens, lambda: rank_tokens(deep.vectors_frame()),
+        lambda: {"vectors": deep.vectors_frame()}, panels=4, high=2.6,
     ),
     "evidence": Case(plots.plot_evidence, events.matrix_frame, high=7.0),
     "aligned": Case(
