@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis360.branches.departure import family, rank_threshold, sidak
+from analysis360.branches.departure import check_scores, family, rank_threshold, sidak
 from analysis360.branches.placebos import CALIBRATED
 from analysis360.branches.scatter import normal_score
 from analysis360.errors import TableError
@@ -102,6 +102,7 @@ def first_crossings(
         raise TableError("nothing to look at: give scores, loss or benchmarks")
     rows: list[dict[str, Any]] = []
     if scores is not None:
+        check_scores(scores)
         if branch is None and len(scores):
             branch, to = str(scores["branch"].iloc[0]), str(scores["to"].iloc[0])
         rows += _of_scores(scores, level)

@@ -108,9 +108,7 @@ def first_departure(scores: pd.DataFrame, level: float = 0.05) -> pd.DataFrame:
     >>> found["status"].iloc[0]
     'departed; 2 placebos: no level below 1/3 can be held'
     """
-    missing = [column for column in _NEED if column not in scores]
-    if missing:
-        raise TableError(f"not a frame of score_branches: columns {missing} are missing")
+    check_scores(scores)
     if not 0 < level < 1:
         raise TableError(f"level is {level}; it is a probability, above 0 and below 1")
     rows = []
@@ -163,6 +161,13 @@ def _interval(
         "after_step": last["step"], "after_tokens": last["tokens"], "by_step": first["step"],
         "by_tokens": first["tokens"],
     }  # fmt: skip
+
+
+def check_scores(scores: pd.DataFrame) -> None:
+    """Refuse what `score_branches` did not make."""
+    missing = [column for column in _NEED if column not in scores]
+    if missing:
+        raise TableError(f"not a frame of score_branches: columns {missing} are missing")
 
 
 def family(rows: pd.DataFrame, level: float) -> tuple[pd.DataFrame, dict[str, Any]]:
