@@ -103,7 +103,7 @@ def plot_crossings(
     axes[0].set_xlabel(f"{time.label}, last point inside to first point outside")
     if page() < PAGE or ax is not None:
         axes[0].set_xlabel(time.label)
-    handles = _handles(rows, by)
+    handles = _handles(rows, after, by)
     if len(axes) > 1 and lags is not None and lag_time is not None:
         _lags(axes[1], lags, lag_time)
     if ax is None:
@@ -153,7 +153,7 @@ def _bars(
             look |= {"hatch": None, "alpha": 0.45} if np.isfinite(a) else {"alpha": 0.2}
             ax.barh(place, b - start, left=start, lw=0, **look)
             ax.plot([b], [place], marker="o", ms=3.5, color=colour, ls="none", zorder=3)
-        elif np.isfinite(a):
+        elif _looked_at(row, a):
             ax.annotate(
                 "", (right, place), xytext=(left, place), zorder=2,
                 arrowprops={
@@ -172,6 +172,11 @@ def _bars(
     ax.tick_params(axis="y", length=0)
 
 
+def _looked_at(row: dict[Any, Any], after: float) -> bool:
+    """Whether a curve that did not cross has points at all; `first_crossings` gives its z."""
+    return bool(np.isfinite(after) or pd.notna(row.get("z")))
+
+
 def _said(row: dict[Any, Any]) -> str:
     """What stands to the right of a bar: size of the crossing and number of points."""
     parts = []
@@ -182,7 +187,7 @@ def _said(row: dict[Any, Any]) -> str:
     return ", ".join(parts)
 
 
-def _handles(rows: pd.DataFrame, by: np.ndarray) -> list[Any]:
+def _handles(rows: pd.DataFrame, after: np.ndarray, by: np.ndarray) -> list[Any]:
     there = dict.fromkeys(str(kind) for kind in rows["kind"])
     handles: list[Any] = [
         Patch(facecolor=KINDS.get(kind, OTHER), alpha=0.6, lw=0, label=kind) for kind in there
@@ -190,8 +195,11 @@ def _handles(rows: pd.DataFrame, by: np.ndarray) -> list[Any]:
     levels = rows["threshold"].dropna().unique().tolist() if "threshold" in rows.columns else []
     said = f"first |z| > {short(float(levels[0]))}" if len(levels) == 1 else "first outside"
     handles.append(Line2D([], [], color="#444444", marker="o", ms=3.5, ls="none", label=said))
-    if np.isnan(by).any():
-        label = f"not crossed (n = {int(np.isnan(by).sum())})"
+    after = after[np.isnan(by)]
+    missing = rows[np.isnan(by)].to_dict("records")
+    never = sum(_looked_at(row, a) for row, a in zip(missing, after, strict=True))
+    if never:
+        label = f"not crossed (n = {never})"
         handles.append(Line2D([], [], color=NEVER, ls=(0, (3, 2)), lw=0.8, label=label))
     return handles
 

@@ -172,9 +172,9 @@ def _null(ax: Axes, rows: pd.DataFrame, column: str, time: Scale) -> None:
         ax.plot(x, y, color="#222222", ls=(0, (4, 2)), lw=0.8, zorder=1.8)
 
 
-def _dress(ax: Axes, column: str) -> None:
+def _dress(ax: Axes, column: str, *, low: bool = False) -> None:
     label = PANELS[column]
-    if page() < PAGE:  # rows of panels are 1.3 inches high
+    if low or page() < PAGE:  # rows of panels are 1.3 inches high
         label = "\n".join(wrapped(label, 88, 8))
     ax.set_ylabel(label)
     if column == "grad_norm_ema":
@@ -230,7 +230,7 @@ def _layers(
             panel.set_xlabel(time.label)
     for i, column in enumerate(columns):
         for j in range(len(branches)):
-            _dress(grid[i, j], column)
+            _dress(grid[i, j], column, low=ax is None)
             if j and ax is None:
                 grid[i, j].set_ylabel("")
     _layer_bar(grid, norm)

@@ -83,6 +83,9 @@ _SETTINGS: Any = {
 DENSE = 1000
 """Points of a line above which it is drawn as pixels inside a vector figure."""
 
+PIXELS = 160
+"""Those of such lines to an inch: at 200, 80 noisy layers take over a megabyte."""
+
 Asked = ParamSpec("Asked")
 
 
@@ -236,7 +239,7 @@ def save_svg(figure: Figure) -> str:
     '<svg'
     """
     with style(width=getattr(figure, "drawn_for", None)), io.StringIO() as buffer:
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", dpi=PIXELS, metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
     return text[text.index("<svg") :].rstrip()
 

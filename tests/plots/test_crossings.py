@@ -39,6 +39,18 @@ def test_what_never_crossed_has_an_arrow_and_is_counted():
     assert words[-2:] == ["first |z| > 3", "not crossed (n = 1)"]
 
 
+def test_what_has_no_times_has_an_arrow_only_if_it_was_looked_at():
+    crossings = crossings_frame()
+    last = crossings["status"] == "not crossed"
+    crossings.loc[last, ["after_tokens", "after_step"]] = None
+    for z, arrows in ((1.0, 1), (np.nan, 0)):
+        crossings.loc[last, "z"] = z
+        figure = plot_crossings(crossings)
+        drawn = [t for t in figure.axes[0].texts if getattr(t, "arrow_patch", None)]
+        words = [t.get_text() for t in figure.legends[0].get_texts()]
+        assert len(drawn) == arrows == words.count("not crossed (n = 1)")
+
+
 def test_n_and_z_stand_beside_each_row():
     said = [t.get_text() for t in plot_crossings(crossings_frame()).axes[0].texts]
     assert "z = 66, n = 480" in said and "z = −3.2, n = 8" in said and "n = 12" in said

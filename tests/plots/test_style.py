@@ -1,14 +1,17 @@
 import gc
+import io
 import weakref
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis360.errors import TableError
 from analysis360.plots import Drawing, branch_colours, save_svg, style
-from analysis360.plots.style import OKABE_ITO, clock, need_columns, scale, styled
+from analysis360.plots.style import OKABE_ITO, PAGE, clock, need_columns, scale, styled
 
 
 def test_style_is_a_context_and_leaves_the_settings_alone():
@@ -66,6 +69,34 @@ def test_need_columns_names_what_is_missing():
         need_columns(pd.DataFrame({"a": []}), ["a"], "t")
     with pytest.raises(TableError, match="not list"):
         need_columns([1], ["a"], "t")
+
+
+def test_type_ticks_lines_and_markers_of_a_slide_are_larger_by_one_factor():
+    @styled
+    def draw(*, size: str = "page", ax: Axes | None = None) -> Figure:
+        if ax is None:
+            ax = Drawing(figsize=(PAGE, 1)).add_subplot()
+        ax.plot([1, 2], lw=0.5, marker="o", label="a")
+        ax.legend()
+        ax.set_title("b", loc="left")
+        return ax.figure
+
+    def measured(figure: Figure) -> list[float]:
+        figure.savefig(io.BytesIO(), format="png")  # ticks are made here
+        (ax,) = figure.axes
+        (line,), (handle,) = ax.lines, ax.get_legend().get_lines()
+        words = [*ax.get_xticklabels()[:2], *ax.get_legend().get_texts(), ax._left_title]
+        sizes = [line.get_markersize(), line.get_linewidth(), handle.get_linewidth()]
+        return sizes + [word.get_fontsize() for word in words]
+
+    with style():
+        given = Drawing(figsize=(1, 1))
+        draw(size="slide", ax=given.add_subplot())
+    assert given.axes[0].lines[0].get_linewidth() == 0.5  # whose figure it is, sees to its lines
+    page = np.array(measured(draw()))
+    assert len(page) == 7
+    np.testing.assert_allclose(measured(draw(size="column")), page)
+    np.testing.assert_allclose(measured(draw(size="slide")) / page, 10 / 7)
 
 
 def test_svg_is_the_same_twice_and_holds_no_date():
